@@ -1,0 +1,3 @@
+#include <nanobind/nanobind.h>
+namespace nb = nanobind;
+void bind_arena(nb::module_& m) { (void)m; }
