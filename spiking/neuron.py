@@ -429,14 +429,17 @@ class Recurrent(nn.Module):
         """Spikes [T, B, features]; with `return_state` also the state after the last step."""
         if x.dim() != 3 or x.shape[-1] != self.features:
             raise SpikingError(f"Recurrent: got input of shape {list(x.shape)}; expected [T, B, {self.features}].")
-        spikes = []
-        for x_t in x.unbind(0):
-            s, state = self.step(x_t, state)
-            spikes.append(s)
-        if state is None:
-            state = RecurrentState(self.neuron(x, return_state=True)[1], x.new_zeros(x.shape[1:]))
-        out = torch.stack(spikes) if spikes else torch.empty_like(x)
-        return (out, state) if return_state else out
+        if x.shape[0] == 0:
+            out, rest = self.neuron(x, state=None if state is None else state.neuron, return_state=True)
+            after = state or RecurrentState(rest, x.new_zeros(x.shape[1:]))
+        else:
+            spikes = []
+            after = state
+            for x_t in x.unbind(0):
+                s, after = self.step(x_t, after)
+                spikes.append(s)
+            out = torch.stack(spikes)
+        return (out, after) if return_state else out
 
     def step(self, x_t: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
         """One time step: x_t [B, features] and the state before (None: at rest) -> spikes and the state after."""
