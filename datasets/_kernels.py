@@ -1,4 +1,4 @@
-"""Decoding and framing: the compiled functions, or their plain numpy forms where the package was built without a compiler."""
+"""Decoding and framing: the compiled functions, or their plain numpy forms where no compiler was found."""
 
 from __future__ import annotations
 
@@ -51,7 +51,12 @@ def decode_words(raw: np.ndarray, width: int = 0, height: int = 0) -> tuple[_pla
         t, x, y, p = _plain.decode_words(raw)
         return (t, x, y, p), _plain.first_backwards(t), _plain.first_outside(x, y, p, width, height)
     words = raw.size // 5
-    t, x, y, p = np.empty(words, np.int64), np.empty(words, np.int16), np.empty(words, np.int16), np.empty(words, np.uint8)
+    t, x, y, p = (
+        np.empty(words, np.int64),
+        np.empty(words, np.int16),
+        np.empty(words, np.int16),
+        np.empty(words, np.uint8),
+    )
     n, backwards, outside, _ = _compiled.decode_bin(raw, width, height, t, x, y, p)
     if n != words:
         t, x, y, p = t[:n].copy(), x[:n].copy(), y[:n].copy(), p[:n].copy()
@@ -109,7 +114,9 @@ def _decode_plain(
     return (t, x, y, p), status[:, 0], status[:, 1]
 
 
-def frames_from_sources(sources: Sources, framing: Framing, out: np.ndarray, time_major: bool, threads: int) -> np.ndarray:
+def frames_from_sources(
+    sources: Sources, framing: Framing, out: np.ndarray, time_major: bool, threads: int
+) -> np.ndarray:
     """Fill out [N, T, P, H, W] (or [T, N, …]) straight from the bytes; returns each recording's fault."""
     channels, height, width = out.shape[2:]
     status = np.zeros(len(sources), np.int64)
@@ -117,7 +124,22 @@ def frames_from_sources(sources: Sources, framing: Framing, out: np.ndarray, tim
         run = _compiled.frames_buffer if isinstance(sources, Packed) else _compiled.frames_list
         first = sources if isinstance(sources, Packed) else (sources,)
         bins, by_events, tonic, overlap, window, clip = framing
-        run(*first, bins, by_events, tonic, overlap, window, clip, time_major, width, height, channels, out, status, threads)
+        run(
+            *first,
+            bins,
+            by_events,
+            tonic,
+            overlap,
+            window,
+            clip,
+            time_major,
+            width,
+            height,
+            channels,
+            out,
+            status,
+            threads,
+        )
         return status
     out[...] = 0
     for i in range(len(sources)):
@@ -137,7 +159,9 @@ def frames_from_sources(sources: Sources, framing: Framing, out: np.ndarray, tim
             slices = _plain.tonic_slices(t, framing.bins, framing.by_events, framing.overlap)
             _plain.add_slices(frames, x, y, p, *slices, framing.clip)
         else:
-            _plain.frames_of((t, x, y, p), frames, by_events=framing.by_events, window=framing.window, clip=framing.clip)
+            _plain.frames_of(
+                (t, x, y, p), frames, by_events=framing.by_events, window=framing.window, clip=framing.clip
+            )
     return status
 
 
@@ -159,8 +183,8 @@ def frames_from_arrays(
     if _compiled is not None:
         bins, by_events, _, _, window, clip = framing
         _compiled.frames_ragged(
-            *arrays, offsets, indices, bins, by_events, window, affine, clip, time_major, *sensor, width, height, channels,
-            out, status, threads,
+            *arrays, offsets, indices, bins, by_events, window, affine, clip, time_major, *sensor, width, height,
+            channels, out, status, threads,
         )  # fmt: skip
         return status
     out[...] = 0

@@ -1,4 +1,4 @@
-"""The compiled functions of `_kernels` in plain numpy: the oracle of their tests, and what runs where no compiler was found."""
+"""The compiled functions in plain numpy: the oracle of their tests, and what runs where no compiler was found."""
 
 from __future__ import annotations
 

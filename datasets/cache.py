@@ -1,8 +1,9 @@
 """Recordings packed into one file on disk, so that a data set of many small files is opened once.
 
-A cache file holds a magic line, a JSON header (its length before it), then the arrays that the header names. It is written
-under another name, flushed to the disk and renamed, so that a reader sees a whole file or none, and two processes that
-build it at once both end well. A file that does not match its header and checksum is built again, with a warning.
+A cache file holds a magic line, a JSON header (its length before it), then the arrays that the header names. It is
+written under another name, flushed to the disk and renamed, so that a reader sees a whole file or none, and two
+processes that build it at once both end well. A file that does not match its header and checksum is built again, with
+a warning.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ def cache_root() -> Path:
 
 
 def key_of(*parts: Any) -> str:
-    """A name made of content and settings: equal parts, equal name. Parts are numbers, strings, lists, bytes, arrays."""
+    """A name made of content and settings; parts are numbers, strings, lists, dicts, bytes and arrays."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, (bytes, np.ndarray)):
             data = np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part
-            digest.update(repr((type(part).__name__, getattr(part, "shape", len(part)), getattr(part, "dtype", ""))).encode())
+            digest.update(
+                repr((type(part).__name__, getattr(part, "shape", len(part)), getattr(part, "dtype", ""))).encode()
+            )
             digest.update(data)
         else:
             digest.update(json.dumps(part, sort_keys=True).encode())

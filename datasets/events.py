@@ -47,11 +47,15 @@ class Events:
         self.p = _field(p, "p", np.uint8, name)
         sizes = {field: len(getattr(self, field)) for field in ("t", "x", "y", "p")}
         if len(set(sizes.values())) != 1:
-            raise SpikingError(f"{name}: got fields of different lengths, {sizes}; expected one value an event in each.")
+            raise SpikingError(
+                f"{name}: got fields of different lengths, {sizes}; expected one value an event in each."
+            )
         self.sensor_size = None if sensor_size is None else sensor(sensor_size, name)
 
     @classmethod
-    def from_structured(cls, array: Any, sensor_size: tuple[int, int] | Sensor | None = None, name: str = "Events") -> Events:
+    def from_structured(
+        cls, array: Any, sensor_size: tuple[int, int] | Sensor | None = None, name: str = "Events"
+    ) -> Events:
         """Events from an array with fields t, x, p and perhaps y (zero where missing), such as tonic's."""
         names = getattr(getattr(array, "dtype", None), "names", None) or ()
         if not {"t", "x", "p"} <= set(names):
@@ -118,7 +122,7 @@ class Events:
         return self[order]
 
     def check(self, name: str = "Events", *, offset_of: Any = None) -> Events:
-        """Return self, or raise SpikingError at the first event outside the sensor, or with a time that runs backwards."""
+        """Return self, or raise SpikingError at the first event outside the sensor or behind its predecessor."""
         width, height = (self.sensor_size or (0, 0))[:2]
         backwards, outside = _kernels.scan((self.t, self.x, self.y, self.p), width, height)
         if outside >= 0:
@@ -131,7 +135,9 @@ class Events:
 def _field(values: Any, field: str, dtype: Any, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
-        raise SpikingError(f"{name}.{field}: got {array.dtype} of shape {list(array.shape)}; expected integers, one an event.")
+        raise SpikingError(
+            f"{name}.{field}: got {array.dtype} of shape {list(array.shape)}; expected integers, one an event."
+        )
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
     limits = np.iinfo(dtype)
@@ -139,7 +145,8 @@ def _field(values: Any, field: str, dtype: Any, name: str) -> np.ndarray:
     if low < limits.min or high > limits.max:
         wrong = low if low < limits.min else high
         raise SpikingError(
-            f"{name}.{field}: event {int(np.argmax(array == wrong))}: got {wrong}; expected {limits.min} to {limits.max}."
+            f"{name}.{field}: event {int(np.argmax(array == wrong))}: got {wrong}; "
+            f"expected {limits.min} to {limits.max}."
         )
     return np.ascontiguousarray(array, dtype)
 
@@ -183,7 +190,9 @@ def backwards_error(events: Events, index: int, name: str, offset_of: Any = None
     where = f"{name}: event {index}" + (f" (byte {offset_of(index)})" if offset_of else "")
     t = int(events.t[index])
     if t < 0:
-        return SpikingError(f"{where}: got t={t} µs; expected no negative time. Subtract the first time from all of them.")
+        return SpikingError(
+            f"{where}: got t={t} µs; expected no negative time. Subtract the first time from all of them."
+        )
     return SpikingError(
         f"{where}: got t={t} µs after {int(events.t[index - 1])} µs; expected times that never decrease. "
         "Pass sort=True to put the events in order of time."
@@ -228,7 +237,9 @@ def decode_bin(
     arrays, backwards, outside = _kernels.decode_words(raw, width, height)
     events = _trusted(*arrays, size)
     if not len(events) and not allow_empty:
-        raise SpikingError(f"{name}: got {raw.size} bytes without an event; expected {WORD} bytes an event. Download it again.")
+        raise SpikingError(
+            f"{name}: got {raw.size} bytes without an event; expected {WORD} bytes an event. Download it again."
+        )
     if outside >= 0:
         raise outside_error(events, outside, name, lambda i: _byte_of(raw, i))
     if backwards >= 0 and not sort:
@@ -245,7 +256,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as err:
-        raise SpikingError(f"{os.fspath(path)}: {(err.strerror or str(err)).lower()}; expected a file of events.") from err
+        raise SpikingError(
+            f"{os.fspath(path)}: {(err.strerror or str(err)).lower()}; expected a file of events."
+        ) from err
     try:
         size = os.fstat(descriptor).st_size
         data = os.read(descriptor, size)
@@ -256,7 +269,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             data += more
         return data
     except OSError as err:
-        raise SpikingError(f"{os.fspath(path)}: {(err.strerror or str(err)).lower()}; expected a file of events.") from err
+        raise SpikingError(
+            f"{os.fspath(path)}: {(err.strerror or str(err)).lower()}; expected a file of events."
+        ) from err
     finally:
         os.close(descriptor)
 
@@ -279,7 +294,7 @@ EXTENSIONS = {
 
 
 def format_of(path: str | os.PathLike[str], head: bytes) -> str:
-    """"bin" for the N-MNIST layout; SpikingError naming the format of anything else."""
+    """ "bin" for the N-MNIST layout; SpikingError naming the format of anything else."""
     suffix = Path(path).suffix.lower()
     ours = suffix in (".bin", ".bs2")
     # Four bytes may be an event by chance; a long signature may not.
@@ -288,7 +303,9 @@ def format_of(path: str | os.PathLike[str], head: bytes) -> str:
         return "bin"
     known = known or EXTENSIONS.get(suffix)
     if known == "zip archive":
-        raise SpikingError(f"{os.fspath(path)}: got a zip archive; expected a file of events. Open N-MNIST with datasets.NMNIST.")
+        raise SpikingError(
+            f"{os.fspath(path)}: got a zip archive; expected a file of events. Open N-MNIST with datasets.NMNIST."
+        )
     what = f"a file in {known} format" if known else f'extension "{suffix}" and no known signature'
     raise SpikingError(f"{os.fspath(path)}: got {what}; expected the N-MNIST layout (.bin or .bs2), the one read here.")
 
@@ -311,7 +328,9 @@ def read_events(
     Events(1 events in 0.0 ms, 34×34×2)
     """
     if Path(path).is_dir():
-        raise SpikingError(f"{os.fspath(path)}: got a folder; expected a file of events. Open N-MNIST with datasets.NMNIST.")
+        raise SpikingError(
+            f"{os.fspath(path)}: got a folder; expected a file of events. Open N-MNIST with datasets.NMNIST."
+        )
     raw = read_bytes(path)
     format_of(path, raw[:16])
     return decode_bin(raw, sensor_size=sensor_size, name=os.fspath(path), drop_tail=drop_tail, sort=sort)

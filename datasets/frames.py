@@ -1,8 +1,9 @@
 """Events to frames [T, P, H, W]: by time or by number of events.
 
 Two rules. Ours (`compat=None`) counts every event exactly once, in int32. `compat="tonic"` gives the result of tonic
-1.7's ToFrame bit for bit, with what it loses: `time_bins` rounds the bin width down and closes no bin at the right, so the
-last event and up to `time_bins` µs before it are gone; `event_bins` drops the last N mod n events; counts wrap in int16.
+1.7's ToFrame bit for bit, with what it loses: `time_bins` rounds the bin width down and closes no bin at the right,
+so the last event and up to `time_bins` µs before it are gone; `event_bins` drops the last N mod n events; counts wrap
+in int16.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class ToFrames:
 
     sensor_size: (width, height[, polarities]); None takes the events' own. One polarity counts ON and OFF together.
     clip: at most one event a pixel and frame.  dtype: int32 unless float32 or int16 is asked for.
-    compat="tonic": tonic's ToFrame(n_time_bins=, time_window=, event_count=, n_event_bins=, overlap=, include_incomplete=,
-    start_time=, end_time=), its losses included; int16, and float64 with H and W swapped for a recording without events.
+    compat="tonic": tonic's ToFrame(n_time_bins=, time_window=, event_count=, n_event_bins=, overlap=,
+    include_incomplete=, start_time=, end_time=), its losses included; int16, and float64 with H and W swapped for a
+    recording without events.
     Errors: SpikingError for no rule or several, an unknown sensor, events outside it, options of the other mode.
     Oracle: datasets/_plain.py::frames_of, tonic_slices.
 
@@ -65,7 +67,9 @@ class ToFrames:
     def __post_init__(self) -> None:
         given = [rule for rule in RULES if getattr(self, rule) is not None]
         if len(given) != 1:
-            raise SpikingError(f"ToFrames: got {' and '.join(given) or 'no rule'}; expected exactly one of {', '.join(RULES)}.")
+            raise SpikingError(
+                f"ToFrames: got {' and '.join(given) or 'no rule'}; expected exactly one of {', '.join(RULES)}."
+            )
         if self.compat not in (None, "tonic"):
             raise SpikingError(f'ToFrames.compat: got {self.compat!r}; expected None or "tonic".')
         value = getattr(self, given[0])
@@ -73,21 +77,25 @@ class ToFrames:
             if not value > 0:
                 raise SpikingError(f"ToFrames.time_window: got {value!r}; expected more than 0 µs.")
         else:
-            positive(value, f"ToFrames.{given[0]}", most=1 << 40 if given[0] in ("time_window", "event_count") else 1 << 20)
+            positive(
+                value, f"ToFrames.{given[0]}", most=1 << 40 if given[0] in ("time_window", "event_count") else 1 << 20
+            )
         if self.sensor_size is not None:
             sensor(self.sensor_size, "ToFrames")
         if self.compat is None:
             self._check_default(given[0])
         elif self.clip or self.dtype is not None:
-            raise SpikingError('ToFrames: got clip or dtype with compat="tonic"; expected neither. tonic counts in int16.')
+            raise SpikingError(
+                'ToFrames: got clip or dtype with compat="tonic"; expected neither. tonic counts in int16.'
+            )
         else:
             self._check_tonic(given[0], value)
 
     def _check_default(self, rule: str) -> None:
         if self.overlap or self.include_incomplete:
             raise SpikingError(
-                f"ToFrames: got overlap={self.overlap!r}, include_incomplete={self.include_incomplete!r}; expected neither "
-                'where every event counts once. Pass compat="tonic" for tonic\'s slices.'
+                f"ToFrames: got overlap={self.overlap!r}, include_incomplete={self.include_incomplete!r}; "
+                'expected neither where every event counts once. Pass compat="tonic" for tonic\'s slices.'
             )
         if (self.start_time is not None or self.end_time is not None) and rule not in ("time_bins", "time_window"):
             raise SpikingError(f"ToFrames: got start_time or end_time with {rule}; expected time_bins or time_window.")
@@ -100,7 +108,7 @@ class ToFrames:
 
     @cached_property
     def framing(self) -> Framing | None:
-        """The rule as the compiled batch functions know it; None where the number of frames depends on the recording."""
+        """The rule as the batch functions know it; None where the number of frames depends on the recording."""
         bins = self.time_bins or self.event_bins
         if bins is None:
             return None
@@ -227,8 +235,8 @@ def frames_many(
     """Frames [N, T, P, H, W] (time_major: [T, N, …]) of many N-MNIST recordings, straight from paths or bytes.
 
     One compiled pass a recording, no events in between; `threads` recordings at a time. The rule has to give the same
-    number of frames for all: `time_bins` (with both start_time and end_time, or neither) or `event_bins`. out: an array to fill; reusing one saves the page
-    faults of fresh memory.
+    number of frames for all: `time_bins` (with both start_time and end_time, or neither) or `event_bins`. out: an
+    array to fill; reusing one saves the page faults of fresh memory.
     Errors: as `decode_bin`, naming the first recording that has one; SpikingError for another rule.
 
     >>> frames_many([bytes([3, 4, 0x80, 0, 9])], ToFrames(time_bins=2, sensor_size=(34, 34))).shape
@@ -237,8 +245,8 @@ def frames_many(
     framing = to_frames.framing
     if framing is None or to_frames.sensor_size is None:
         raise SpikingError(
-            f"frames_many: got {to_frames}; expected time_bins (start_time and end_time both or neither) or event_bins, "
-            "and sensor_size. Apply other rules to one recording at a time."
+            f"frames_many: got {to_frames}; expected time_bins (start_time and end_time both or neither) or "
+            "event_bins, and sensor_size. Apply other rules to one recording at a time."
         )
     size = sensor(to_frames.sensor_size, "ToFrames")
     loaded, name = sources(recordings)
@@ -256,4 +264,3 @@ def frames_many(
 def frames_from_bin(recording: Any, to_frames: ToFrames) -> np.ndarray:
     """Frames [T, P, H, W] of one N-MNIST recording, straight from its path or bytes. Errors: as `frames_many`."""
     return frames_many([recording], to_frames)[0]
-

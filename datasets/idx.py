@@ -26,14 +26,20 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as err:
-            raise SpikingError(f"{name}: cannot be unpacked ({err}); expected a whole gzip file. Download it again.") from err
+            raise SpikingError(
+                f"{name}: cannot be unpacked ({err}); expected a whole gzip file. Download it again."
+            ) from err
     if len(data) < 4 or data[:3] != b"\0\0\x08" or not 1 <= data[3] <= 4:
-        raise SpikingError(f"{name}: byte 0: got {data[:4].hex() or 'nothing'}; expected 000008 and the number of axes (idx).")
+        raise SpikingError(
+            f"{name}: byte 0: got {data[:4].hex() or 'nothing'}; expected 000008 and the number of axes (idx)."
+        )
     head = 4 + 4 * data[3]
     shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, head, 4)]
     size = int(np.prod(shape, dtype=object))
     if len(data) - head != size:
-        raise SpikingError(f"{name}: byte {head}: got {max(len(data) - head, 0)} bytes; expected {size} for shape {shape}.")
+        raise SpikingError(
+            f"{name}: byte {head}: got {max(len(data) - head, 0)} bytes; expected {size} for shape {shape}."
+        )
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 
 

@@ -51,14 +51,15 @@ class Source(NamedTuple):
 
 
 class NMNIST(RecordingSet):
-    """The N-MNIST recordings in `root`; with root=None the embedded default, simulated recordings of scikit-learn's digits.
+    """The N-MNIST recordings in `root`; with root=None simulated ones of scikit-learn's digits, the embedded default.
 
-    root may be a folder with `Train/<digit>/*.bin` and `Test/…`, a folder with the original train.zip and test.zip, a zip
-    file that holds both trees (in part or whole), or a folder with one of these in it. Nothing is downloaded.
-    The first opening packs a split into one file in `cache_dir` (None: `cache_root()`), keyed by names, sizes and checksums.
+    root may be a folder with `Train/<digit>/*.bin` and `Test/…`, a folder with the original train.zip and test.zip, a
+    zip file that holds both trees (in part or whole), or a folder with one of these in it. Nothing is downloaded. The
+    first opening packs a split into one file in `cache_dir` (None: `cache_root()`), keyed by names, sizes and
+    checksums.
 
-    train: which split.  transform, target_transform: applied to each item.  structured: items are tonic's arrays, so that
-    tonic's transforms work.  first_saccade_only: events before 100 ms.  stabilize: take the camera's motion out.
+    train: which split.  transform, target_transform: applied to each item.  structured: items are tonic's arrays, so
+    that tonic's transforms work.  first_saccade_only: events before 100 ms.  stabilize: take the camera's motion out.
     sort, drop_tail: repair recordings that run backwards or end inside an event instead of refusing them.
     verify: compare complete archives with the md5 of the originals.  threads: over recordings while packing.
     Errors: SpikingError saying what was looked for, or naming the recording that is damaged.
@@ -101,7 +102,9 @@ class NMNIST(RecordingSet):
                 folder / f"nmnist-{split}-{key}.recordings", lambda: load(source, split, verify, repair, threads)
             )
             part = "" if len(stored.labels) == FULL[split] else f" (a part of the {FULL[split]:,})"
-            self._description = f"{len(stored.labels):,} real N-MNIST recordings, {split} split{part}, from {source.path}."
+            self._description = (
+                f"{len(stored.labels):,} real N-MNIST recordings, {split} split{part}, from {source.path}."
+            )
         super().__init__(
             stored,
             transform=transform,
@@ -122,20 +125,27 @@ def find(root: Path, split: str) -> Source:
     if root.is_file():
         source = in_archive(root, split)
         if source is None:
-            raise SpikingError(f"{root}: got an archive without {split.title()}/<digit>/*.bin; expected N-MNIST. {HOW_TO_GET}")
+            raise SpikingError(
+                f"{root}: got an archive without {split.title()}/<digit>/*.bin; expected N-MNIST. {HOW_TO_GET}"
+            )
         return source
-    for folder in (root, *(child for child in _entries(root) if child.is_dir() and child.name.lower() in ("nmnist", "n-mnist"))):
+    for folder in (
+        root,
+        *(child for child in _entries(root) if child.is_dir() and child.name.lower() in ("nmnist", "n-mnist")),
+    ):
         entries = _entries(folder)
         trees = [e for e in entries if e.is_dir() and e.name.lower() == split]
         archives = [e for e in entries if e.is_file() and e.suffix.lower() == ".zip"]
         archives.sort(key=lambda e: e.stem.lower() != split)  # train.zip before a zip that holds everything
         found = (in_tree(tree) for tree in trees)
-        source = next((s for s in found if s), None) or next((s for s in (in_archive(a, split) for a in archives) if s), None)
+        source = next((s for s in found if s), None) or next(
+            (s for s in (in_archive(a, split) for a in archives) if s), None
+        )
         if source is not None:
             return source
     raise SpikingError(
-        f"{root}: got a folder with {_listing(root)}; expected {split.title()}/<digit>/*.bin, {split}.zip, or a zip file that "
-        f"holds {split.title()}/<digit>/*.bin, here or in nmnist/. {HOW_TO_GET}"
+        f"{root}: got a folder with {_listing(root)}; expected {split.title()}/<digit>/*.bin, {split}.zip, or a zip "
+        f"file that holds {split.title()}/<digit>/*.bin, here or in nmnist/. {HOW_TO_GET}"
     )
 
 
@@ -145,7 +155,9 @@ def _entries(folder: Path) -> list[Path]:
 
 def _listing(folder: Path) -> str:
     names = [entry.name + "/" * entry.is_dir() for entry in _entries(folder)]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing in it"
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing in it"
+    )
 
 
 def in_tree(tree: Path) -> Source | None:
@@ -216,9 +228,18 @@ def read_archive(source: Source) -> list[bytes]:
         for member in source.members:
             try:
                 out.append(archive.read(member.name))
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError, EOFError, OSError) as err:
+            except (
+                zipfile.BadZipFile,
+                RuntimeError,
+                NotImplementedError,
+                zlib.error,
+                lzma.LZMAError,
+                EOFError,
+                OSError,
+            ) as err:
                 raise SpikingError(
-                    f"{_label(source, member)}: cannot be unpacked ({err}); expected a whole archive. Download it again."
+                    f"{_label(source, member)}: cannot be unpacked ({err}); expected a whole archive. "
+                    "Download it again."
                 ) from err
     return out
 
@@ -231,6 +252,6 @@ def check_md5(path: Path, expected: str) -> None:
             digest.update(block)
     if digest.hexdigest() != expected:
         raise SpikingError(
-            f"{path}: got md5 {digest.hexdigest()}; expected {expected}, the original archive's. Download it again, or pass "
-            "verify=False if you packed it yourself."
+            f"{path}: got md5 {digest.hexdigest()}; expected {expected}, the original archive's. Download it again, "
+            "or pass verify=False if you packed it yourself."
         )

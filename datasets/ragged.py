@@ -44,13 +44,21 @@ class RaggedEvents:
         self.sensor_size = sensor(sensor_size, "RaggedEvents")
         self.labels = None if labels is None else np.ascontiguousarray(labels, np.int64)
         o = self.offsets
-        if o.ndim != 1 or not o.size or o[0] != 0 or (np.diff(o) < 0).any() or any(a.shape != (o[-1],) for a in self.arrays):
+        if (
+            o.ndim != 1
+            or not o.size
+            or o[0] != 0
+            or (np.diff(o) < 0).any()
+            or any(a.shape != (o[-1],) for a in self.arrays)
+        ):
             raise SpikingError(
-                f"RaggedEvents.offsets: got {o.size} numbers ending with {o[-1] if o.size else None} for {len(self.t)} events; "
-                "expected 0, then the end of each recording, never decreasing."
+                f"RaggedEvents.offsets: got {o.size} numbers ending with {o[-1] if o.size else None} "
+                f"for {len(self.t)} events; expected 0, then the end of each recording, never decreasing."
             )
         if self.labels is not None and len(self.labels) != len(self):
-            raise SpikingError(f"RaggedEvents.labels: got {len(self.labels)} for {len(self)} recordings; expected one each.")
+            raise SpikingError(
+                f"RaggedEvents.labels: got {len(self.labels)} for {len(self)} recordings; expected one each."
+            )
 
     @classmethod
     def from_events(cls, recordings: Iterable[Events], labels: Any = None, sensor_size: Any = None) -> RaggedEvents:
@@ -58,12 +66,16 @@ class RaggedEvents:
         parts = list(recordings)
         sensor_size = sensor_size or (parts[0].sensor_size if parts else None)
         if sensor_size is None:
-            raise SpikingError("RaggedEvents.sensor_size: got None, and the events do not say; expected (width, height).")
+            raise SpikingError(
+                "RaggedEvents.sensor_size: got None, and the events do not say; expected (width, height)."
+            )
         size = sensor(sensor_size, "RaggedEvents")
         for i, events in enumerate(parts):
             _trusted(events.t, events.x, events.y, events.p, size).check(f"recording {i}")
             if len(events) and int(events.t[-1]) > np.iinfo(np.int32).max:
-                raise SpikingError(f"recording {i}: got t={int(events.t[-1])} µs; expected at most 2^31 - 1. Subtract its start.")
+                raise SpikingError(
+                    f"recording {i}: got t={int(events.t[-1])} µs; expected at most 2^31 - 1. Subtract its start."
+                )
         columns = [np.concatenate([getattr(e, f) for e in parts]) if parts else np.empty(0, np.int32) for f in "txyp"]
         return cls(*columns, np.cumsum([0, *(len(e) for e in parts)]), size, labels)
 
@@ -98,12 +110,15 @@ class RaggedEvents:
         """The recordings of several stores of one sensor, one store after another."""
         if not stores or len({s.sensor_size for s in stores}) != 1:
             raise SpikingError(
-                f"RaggedEvents.concatenate: got sensors {[s.sensor_size for s in stores]}; expected stores of one sensor."
+                f"RaggedEvents.concatenate: got sensors {[s.sensor_size for s in stores]}; "
+                "expected stores of one sensor."
             )
         columns = [np.concatenate([getattr(s, f) for s in stores]) for f in "txyp"]
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(s.offsets) for s in stores]))])
         labelled = all(s.labels is not None for s in stores)
-        return cls(*columns, offsets, stores[0].sensor_size, np.concatenate([s.labels for s in stores]) if labelled else None)
+        return cls(
+            *columns, offsets, stores[0].sensor_size, np.concatenate([s.labels for s in stores]) if labelled else None
+        )
 
     def _indices(self, indices: Any) -> np.ndarray:
         which = np.arange(len(self)) if indices is None else np.asarray(indices)
@@ -111,7 +126,8 @@ class RaggedEvents:
             which = np.flatnonzero(which)
         if which.ndim != 1 or (which.size and which.dtype.kind not in "iu"):
             raise SpikingError(
-                f"RaggedEvents: got indices of {which.dtype}, shape {list(which.shape)}; expected whole numbers or a mask."
+                f"RaggedEvents: got indices of {which.dtype}, shape {list(which.shape)}; "
+                "expected whole numbers or a mask."
             )
         which = np.ascontiguousarray(which, np.int64)
         if which.size and (which.min() < 0 or which.max() >= len(self)):
@@ -141,11 +157,12 @@ class RaggedEvents:
 
             (x', y') = A·(x, y, 1), rounded to the nearest pixel;   frames[n, bin(t), p, y', x'] += 1
 
-        affine: A as [2, 3] for all or [N, 2, 3]; events that it sends outside are dropped.  t_window: (start, end) in µs,
-        both included, else first to last event; events outside are dropped.  Bins have equal width, the last one is closed
-        at both sides; `by_events` gives every bin the same number of events instead.  out_size: (width, height), else the
-        sensor's.  clip: at most one event a pixel and bin.  merge_polarity: P = 1.  time_major: [T, N, P, H, W].
-        dtype: float32, int32 or int16 (wraps above 32,767).  threads: over recordings.  out: an array to fill, else a new one.
+        affine: A as [2, 3] for all or [N, 2, 3]; events that it sends outside are dropped.  t_window: (start, end) in
+        µs, both included, else first to last event; events outside are dropped.  Bins have equal width, the last one
+        is closed at both sides; `by_events` gives every bin the same number of events instead.  out_size: (width,
+        height), else the sensor's.  clip: at most one event a pixel and bin.  merge_polarity: P = 1.  time_major: [T,
+        N, P, H, W]. dtype: float32, int32 or int16 (wraps above 32,767).  threads: over recordings.  out: an array to
+        fill, else a new one.
         Errors: SpikingError for a wrong shape of `affine` or `out`, an empty window, a wrong index.
         Oracle: datasets/_plain.py::frames_of.
         """
@@ -159,7 +176,8 @@ class RaggedEvents:
             maps = np.asarray(affine, np.float64)
             if maps.shape not in ((2, 3), (len(which), 2, 3)):
                 raise SpikingError(
-                    f"RaggedEvents.frames: affine: got shape {list(maps.shape)}; expected [2, 3] or [{len(which)}, 2, 3]."
+                    f"RaggedEvents.frames: affine: got shape {list(maps.shape)}; "
+                    f"expected [2, 3] or [{len(which)}, 2, 3]."
                 )
             maps = np.ascontiguousarray(np.broadcast_to(maps, (len(which), 2, 3)))
         elif to_width < width or to_height < height:
@@ -169,7 +187,9 @@ class RaggedEvents:
             )
         shape = (bins, len(which)) if time_major else (len(which), bins)
         frames = output((*shape, channels, to_height, to_width), dtype, out, "RaggedEvents.frames")
-        framing = Framing(bins, by_events, window=window(t_window, bins, "RaggedEvents.frames: t_window"), clip=bool(clip))
+        framing = Framing(
+            bins, by_events, window=window(t_window, bins, "RaggedEvents.frames: t_window"), clip=bool(clip)
+        )
         status = _kernels.frames_from_arrays(
             self.arrays, self.offsets, which, framing, (width, height), frames,
             affine=maps, time_major=time_major, threads=threads,
@@ -232,7 +252,9 @@ def explain(source: Any, fault: int, name: str, size: Any) -> SpikingError:
     except SpikingError as err:
         return err
     last = int(events.t[-1]) if len(events) else 0
-    return SpikingError(f"{name}: got times up to {last} µs ({FAULTS[fault]}); expected at most 2^31 - 1 µs. Read it alone.")
+    return SpikingError(
+        f"{name}: got times up to {last} µs ({FAULTS[fault]}); expected at most 2^31 - 1 µs. Read it alone."
+    )
 
 
 def decode_many(

@@ -16,8 +16,8 @@ SACCADE = 105_000  # µs; there are three of them
 FIRST_SACCADE = 100_000  # µs, where tonic's first_saccade_only cuts
 DOI = "10.17632/468j46mzdv.1"
 HOW_TO_GET = (
-    f"Download train.zip and test.zip by hand from the N-MNIST record, data.mendeley.com/datasets/468j46mzdv/1 (DOI {DOI}), "
-    "put both into one folder and name it."
+    "Download train.zip and test.zip by hand from the N-MNIST record, data.mendeley.com/datasets/468j46mzdv/1 "
+    f"(DOI {DOI}), put both into one folder and name it."
 )
 
 
@@ -86,7 +86,9 @@ class RecordingSet(ABC):
 
     def recording(self, index: int) -> Events:
         """Events of one recording, cut or stabilised as the set was asked to, before any transform."""
-        events = decode_bin(self.stored.recordings[index], sensor_size=self.sensor_size, name=f"recording {self.ids[index]}")
+        events = decode_bin(
+            self.stored.recordings[index], sensor_size=self.sensor_size, name=f"recording {self.ids[index]}"
+        )
         if self.first_saccade_only:
             events = events[: int(np.searchsorted(events.t, FIRST_SACCADE))]
         return stabilized(events) if self.stabilize else events
@@ -104,14 +106,17 @@ def stabilized(events: Events) -> Events:
 
         x + 4 − 3.5u, y + 2 − 7u;   x + 0.5 − 3.5u, y − 5 + 7u;   x − 3 + 7u, y + 2     (u = (t − start) / 105 ms)
 
-    Rounded half to even; what lay outside before rounding is dropped. Source: tonic's `stabilize`, from the authors' code.
+    Rounded half to even; what lay outside before rounding is dropped. Source: tonic's `stabilize`, from the authors'
+    code.
     """
     t = events.t.astype(np.float64)
     second, third = (events.t > SACCADE) & (events.t <= 2 * SACCADE), events.t > 2 * SACCADE
     # The order of the operations is tonic's, so that halves round as there.
     x, y = 4 + events.x.astype(np.float64), 2 + events.y.astype(np.float64)
     late, later = t - SACCADE, t - 2 * SACCADE
-    x = np.where(third, x - 7 + 7 * later / SACCADE, np.where(second, x - 3.5 - 3.5 * late / SACCADE, x - 3.5 * t / SACCADE))
+    x = np.where(
+        third, x - 7 + 7 * later / SACCADE, np.where(second, x - 3.5 - 3.5 * late / SACCADE, x - 3.5 * t / SACCADE)
+    )
     y = np.where(third, y, np.where(second, y - 7 + 7 * late / SACCADE, y - 7 * t / SACCADE))
     kept = (x >= 0) & (y >= 0) & (x <= 33) & (y <= 33)
     rounded_x, rounded_y = np.round(x[kept]).astype(np.int16), np.round(y[kept]).astype(np.int16)

@@ -1,14 +1,16 @@
 """Images to event recordings: a simulated event camera that looks at digits in the three saccades of N-MNIST.
 
-The camera turns so that the image moves along a triangle, (0, 0) → (3.5, 7) → (7, 0) → (0, 0) pixels, 105 ms a side, with
-velocity sin(π·u). A pixel keeps the log intensity of its last event and fires when it has moved on by the threshold:
+The camera turns so that the image moves along a triangle, (0, 0) → (3.5, 7) → (7, 0) → (0, 0) pixels, 105 ms a side,
+with velocity sin(π·u). A pixel keeps the log intensity of its last event and fires when it has moved on by the
+threshold:
 
     L(t) = log(1 + floor − I(t));   events every time |L − L_last| reaches threshold·(1 + mismatch);   ON where L rose
 
 The digits are dark on a bright ground, so that ON and OFF lie on the sides of a stroke where N-MNIST has them (measured
-there: ON trails the motion). Added are time jitter, a refractory period and background events; the threshold is such that
-a recording has as many events as a real one (median 4,100). Sources: Orchard et al. 2015 (arXiv 1507.07629) and its
-stabilisation constants for the motion; Rebecq et al. 2018 (ESIM) for the pixel. The recordings are N-MNIST's own bytes.
+there: ON trails the motion). Added are time jitter, a refractory period and background events; the threshold is such
+that a recording has as many events as a real one (median 4,100). Sources: Orchard et al. 2015 (arXiv 1507.07629) and
+its stabilisation constants for the motion; Rebecq et al. 2018 (ESIM) for the pixel. The recordings are N-MNIST's own
+bytes.
 """
 
 from __future__ import annotations
@@ -114,8 +116,8 @@ class SimulatedNMNIST(RecordingSet):
 
     def describe(self) -> str:
         return (
-            f"{len(self):,} SIMULATED recordings: an event camera in three saccades over {self._what}; not N-MNIST itself. "
-            f"For the real recordings: {HOW_TO_GET}"
+            f"{len(self):,} SIMULATED recordings: an event camera in three saccades over {self._what}; "
+            f"not N-MNIST itself. For the real recordings: {HOW_TO_GET}"
         )
 
 
@@ -153,7 +155,9 @@ def given_images(images: Any, labels: Any, train: bool) -> tuple[np.ndarray, np.
         labels = read_idx(labels)
     pixels, targets = np.asarray(images), np.asarray(labels if labels is not None else [])
     if pixels.ndim != 3 or not pixels.size or pixels.dtype.kind not in "uif":
-        raise SpikingError(f"SimulatedNMNIST.images: got {pixels.dtype} of shape {list(pixels.shape)}; expected [N, height, width].")
+        raise SpikingError(
+            f"SimulatedNMNIST.images: got {pixels.dtype} of shape {list(pixels.shape)}; expected [N, height, width]."
+        )
     if targets.shape != (len(pixels),) or targets.dtype.kind not in "ui" or targets.min() < 0 or targets.max() > 9:
         raise SpikingError(
             f"SimulatedNMNIST.labels: got {targets.dtype} of shape {list(targets.shape)} for {len(pixels)} images; "
@@ -162,7 +166,8 @@ def given_images(images: Any, labels: Any, train: bool) -> tuple[np.ndarray, np.
     top = 255 if pixels.dtype == np.uint8 else 1
     if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= top):
         raise SpikingError(
-            f"SimulatedNMNIST.images: got values from {pixels.min()} to {pixels.max()}; expected bytes, or numbers from 0 to 1."
+            f"SimulatedNMNIST.images: got values from {pixels.min()} to {pixels.max()}; "
+            "expected bytes, or numbers from 0 to 1."
         )
     return pixels, targets.astype(np.int64), what
 
@@ -218,7 +223,9 @@ def _batch(images: np.ndarray, draws: list[np.random.Generator], camera: Camera,
     ]
 
 
-def _recording(pixel: np.ndarray, steps: np.ndarray, on: np.ndarray, draw: np.random.Generator, camera: Camera) -> bytes:
+def _recording(
+    pixel: np.ndarray, steps: np.ndarray, on: np.ndarray, draw: np.random.Generator, camera: Camera
+) -> bytes:
     """One recording's bytes: times in µs with jitter, the refractory period, background events, order."""
     pace = SACCADE / camera.steps * (1 + draw.normal(0, camera.timing_spread))
     end = 3 * camera.steps * pace
@@ -255,8 +262,8 @@ def _view(canvas: np.ndarray, time: float, camera: Camera) -> np.ndarray:
 
 
 def _placed(images: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Images [N, h, w] on a dark canvas, enlarged if they are not 28×28, each moved by its own part of a pixel (x, y)."""
-    n, height, width = images.shape
+    """Images [N, h, w] on an empty canvas, enlarged if they are not 28×28, each moved by its part of a pixel (x, y)."""
+    _, height, width = images.shape
     scale = 1.0 if (height, width) == (BOX, BOX) else 20 / max(height, width)
     side = SIZE + 2 * PAD
     rows, columns = (_kernel(side, size, scale, shift[:, axis]) for size, axis in ((height, 1), (width, 0)))
