@@ -26,7 +26,10 @@ def test_a_word_decodes_to_its_fields(backend):
 
 events_lists = st.lists(
     st.tuples(
-        st.integers(0, 2**23 - 1), st.integers(0, 255), st.integers(0, 255).filter(lambda y: y != 240), st.integers(0, 1)
+        st.integers(0, 2**23 - 1),
+        st.integers(0, 255),
+        st.integers(0, 255).filter(lambda y: y != 240),
+        st.integers(0, 1),
     ),
     max_size=60,
 )
@@ -65,7 +68,9 @@ def test_y_240_shifts_every_later_time_and_is_no_event(backend):
 def test_a_cut_file_is_refused_by_name_byte_and_remainder(backend, tmp_path, tail):
     path = tmp_path / "cut.bin"
     path.write_bytes(word(1, 2, 3, 0) + word(2, 2, 3, 0)[:tail])
-    with pytest.raises(SpikingError, match=rf"cut\.bin: byte 5: got {tail} of the 5 bytes .* of {5 + tail} bytes is cut"):
+    with pytest.raises(
+        SpikingError, match=rf"cut\.bin: byte 5: got {tail} of the 5 bytes .* of {5 + tail} bytes is cut"
+    ):
         read_events(path)
     assert len(read_events(path, drop_tail=True)) == 1
 
@@ -98,7 +103,7 @@ def test_times_running_backwards_are_refused_or_sorted(backend, tmp_path):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(SpikingError, match=r"nowhere\.bin: no such file"):
         read_events(tmp_path / "nowhere.bin")
-    with pytest.raises(SpikingError, match="got a folder; .*datasets.NMNIST"):
+    with pytest.raises(SpikingError, match=r"got a folder; .*datasets\.NMNIST"):
         read_events(tmp_path)
 
 

@@ -12,7 +12,8 @@ from spiking.errors import SpikingError
 
 PROPERTY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RULES = [
-    {"time_bins": 1}, {"time_bins": 7}, {"time_window": 1000}, {"event_count": 13}, {"event_bins": 4}, {"event_bins": 700},
+    {"time_bins": 1}, {"time_bins": 7}, {"time_window": 1000}, {"event_count": 13}, {"event_bins": 4},
+    {"event_bins": 700},
 ]  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def test_a_bad_recording_among_many_is_named(backend, recordings, tmp_path):
         frames_many([recordings[0], b""], to_frames)
     with pytest.raises(SpikingError, match=r"recording 0: event 0 \(byte 0\): got x=33, y=0; expected x < 30"):
         frames_many([bytes([33, 0, 0, 0, 0])], ToFrames(time_bins=3, sensor_size=(30, 30)))
-    with pytest.raises(SpikingError, match="recording 0: event 1 .*: got t=1 µs after 2"):
+    with pytest.raises(SpikingError, match=r"recording 0: event 1 .*: got t=1 µs after 2"):
         frames_many([bytes([0, 0, 0, 0, 2, 0, 0, 0, 0, 1])], to_frames)
 
 
@@ -190,7 +191,7 @@ def test_the_events_are_checked_when_they_come(backend):
         ToFrames(time_window=3, start_time=9, sensor_size=(41, 1))(events)
     with pytest.raises(SpikingError, match="expected at most 2\\^33 values"):
         ToFrames(time_window=1, sensor_size=(34, 34))(Events([0, 2**40], [0, 0], [0, 0], [0, 0]))
-    with pytest.raises(SpikingError, match="frames_many: got ToFrames.*expected time_bins"):
+    with pytest.raises(SpikingError, match=r"frames_many: got ToFrames.*expected time_bins"):
         frames_many([b""], ToFrames(time_window=3, sensor_size=(34, 34)))
 
 
@@ -213,7 +214,11 @@ TONIC_NAMES = {"n_time_bins": "time_bins", "n_event_bins": "event_bins"}
 
 def test_tonics_frames_on_eight_recordings(backend, subset, golden, facts):
     frames = np.load(golden / "data" / "nmnist_frames.npz")
-    settings_of = {"n_time_bins": {"time_bins": 10}, "time_window": {"time_window": 20_000}, "n_event_bins": {"event_bins": 5}}
+    settings_of = {
+        "n_time_bins": {"time_bins": 10},
+        "time_window": {"time_window": 20_000},
+        "n_event_bins": {"event_bins": 5},
+    }
     for name, entry in facts("nmnist.json").items():
         events = decode_bin(subset[name], sensor_size=(34, 34))
         for rule, options in settings_of.items():
