@@ -14,6 +14,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             finally:
                 os.close(folder)
     except OSError as err:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         kept = "The previous one is untouched. " if target.exists() else ""
         advice = "Free some space" if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Choose another folder"
         raise SpikingError(
@@ -262,7 +264,8 @@ def _compare_optimizer(path: Path, got: Mapping[str, Any], optimizer: torch.opti
     wanted = [len(group["params"]) for group in expected["param_groups"]]
     if counts != wanted:
         raise SpikingError(f"{path}: optimizer groups hold {counts} parameters; this optimizer has {wanted}.")
-    names, ours = set(got["param_groups"][0]), set(expected["param_groups"][0])
+    names = set().union(*got["param_groups"])
+    ours = set().union(*expected["param_groups"])
     if names != ours:
         raise SpikingError(
             f"{path}: the optimizer state has options {sorted(names ^ ours)} that this one ({type(optimizer).__name__}) "
@@ -270,6 +273,8 @@ def _compare_optimizer(path: Path, got: Mapping[str, Any], optimizer: torch.opti
         )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, entries in got["state"].items():
+        if not 0 <= index < len(parameters):
+            raise SpikingError(f"{path}: optimizer state {index} belongs to none of the {len(parameters)} parameters.")
         for name, value in entries.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
                 raise SpikingError(
