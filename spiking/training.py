@@ -361,15 +361,18 @@ class Trainer:
         return "the loss is not finite, though all weights and layers are. Look at the objective."
 
     def _check_gradients(self) -> None:
-        limit = self.config.clip_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
-        if math.isfinite(norm) or self.config.mixed_precision == "fp16":  # there the scaler skips the step
-            return
-        for name, value in self.model.named_parameters():
-            if value.grad is not None and not bool(torch.isfinite(value.grad).all()):
-                raise SpikingError(
-                    f'Trainer: {self._where()}: the gradient of "{name}" holds values that are not finite. Lower lr.'
-                )
+        """Stop at a gradient that is not finite, before anything is scaled by it; then clip."""
+        self.accelerator.unscale_gradients()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not math.isfinite(float(norm)) and self.config.mixed_precision != "fp16":  # there the scaler skips the step
+            for name, value in self.model.named_parameters():
+                if value.grad is not None and not bool(torch.isfinite(value.grad).all()):
+                    raise SpikingError(
+                        f'Trainer: {self._where()}: the gradient of "{name}" holds values that are not finite. Lower lr.'
+                    )
+        if self.config.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
 
     def _look_at_rates(self, rates: dict[str, float]) -> None:
         for name, rate in rates.items():
