@@ -2,4 +2,7 @@
 
 from importlib.metadata import version
 
+from spiking.trace import EventTrace, record
+
 __version__ = version("spiking")
+__all__ = ["EventTrace", "record"]
