@@ -117,7 +117,7 @@ class Recorder:
         self._passes: dict[str, Pass] = {}
         self._calls: dict[str, int] = {}
         self._producers: dict[int, Producer] = {}
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, list[Tensor]] = {}
         self._steps = self._batch = 0
         self._input: Tensor | None = None
 
@@ -191,6 +191,7 @@ class Recorder:
         if isinstance(out, tuple | list):
             out = next((v for v in out if isinstance(v, Tensor)), None)
         lead = (self._steps, self._batch)
+        kept = {name: torch.cat(parts) for name, parts in self._kept.items()}
         for b in range(min(missing, self._batch)):
             x = self._input
             shown = x[:, b] if tuple(x.shape[:2]) == lead else x[b : b + 1]
@@ -201,7 +202,7 @@ class Recorder:
             self.trace.recordings.append(
                 Recording(
                     _numpy(shown),
-                    {name: _numpy(s[:, b] != 0).astype(np.uint8) for name, s in self._kept.items()},
+                    {name: _numpy(s[:, b] != 0).astype(np.uint8) for name, s in kept.items()},
                     None if answer is None else _numpy(answer),
                 )
             )
@@ -224,33 +225,36 @@ class Recorder:
 
     # shapes
 
-    def sequence(self, x: Tensor, name: str, feature_dims: int) -> tuple[Tensor, bool]:
-        """x as [t, B, *], and whether that is the whole sequence."""
+    def sequence(self, x: Tensor, name: str, feature_dims: int) -> Tensor:
+        """x as [t, B, *]: the whole sequence, a part of it, or one step."""
         lead = (self._steps, self._batch)
         if x.ndim >= feature_dims + 2 and tuple(x.shape[:2]) == lead:
-            return x, True
+            return x
         if x.ndim > feature_dims and x.shape[0] == self._steps * self._batch:
-            return x.reshape(*lead, *x.shape[1:]), True
+            return x.reshape(*lead, *x.shape[1:])
+        if x.ndim == feature_dims + 2 and x.shape[1] == self._batch and x.shape[0] < self._steps:
+            return x
         if x.ndim > feature_dims and x.shape[0] == self._batch:
-            return x.unsqueeze(0), False
+            return x.unsqueeze(0)
         raise SpikingError(
             f"record: layer {name}: got an input of shape {list(x.shape)}; expected [T, B, …], [T·B, …] or one step "
             f"[B, …] with T={self._steps}, B={self._batch}. If the model's input has no time axis, pass steps=T."
         )
 
-    def start(self, name: str, whole: bool, make: Callable[[str], LayerTrace]) -> tuple[Pass, slice]:
-        """The running pass of a layer and the steps that this call covers."""
+    def start(self, name: str, n: int, make: Callable[[str], LayerTrace]) -> tuple[Pass, slice]:
+        """The running pass of a layer and the n steps that this call covers."""
+        whole = n == self._steps
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         key = name if not whole or call == 0 else f"{name}#{call + 1}"
         if key not in self._passes:
             self._passes[key] = Pass(make(key), self._batch)
         done = self._passes[key]
-        steps = slice(0, self._steps) if whole else slice(done.next_step, done.next_step + 1)
+        steps = slice(0, n) if whole else slice(done.next_step, done.next_step + n)
         if steps.stop > self._steps:
             raise SpikingError(
-                f"record: layer {name} ran more than T={self._steps} times in one pass; expected once for the whole "
-                "sequence or once per step. If the model's input has no time axis, pass steps=T."
+                f"record: layer {name} ran for more than T={self._steps} steps in one pass; expected the whole "
+                "sequence at once, or its steps one by one. If the model's input has no time axis, pass steps=T."
             )
         done.next_step = steps.stop
         return done, steps
@@ -261,9 +265,9 @@ class Recorder:
         """One call of a linear or convolutional layer."""
         kind = counters.layer_kind(layer)
         dims = 1 if kind == "linear" else len(layer.weight.shape) - 1
-        seq, whole = self.sequence(x.detach(), name, dims)
+        seq = self.sequence(x.detach(), name, dims)
         out_shape = tuple(y.shape[-dims:] if kind != "linear" else (*seq.shape[2:-1], y.shape[-1]))
-        row = self.operand(name, layer, seq, whole, out_shape, source=x)
+        row = self.operand(name, layer, seq, out_shape, source=x)
         self._produced(y, row.name)
 
     def operand(
@@ -271,7 +275,6 @@ class Recorder:
         name: str,
         layer: nn.Module,
         seq: Tensor,
-        whole: bool,
         out_shape: tuple[int, ...],
         source: Tensor | None = None,
         **config: Any,
@@ -279,7 +282,9 @@ class Recorder:
         """Count the operand [t, B, *] of a weight layer."""
         in_shape = tuple(seq.shape[2:])
         fans = self._fan(name, layer, in_shape, out_shape)
-        done, steps = self.start(name, whole, lambda key: self._weight_row(key, layer, in_shape, out_shape, fans, config))
+        done, steps = self.start(
+            name, len(seq), lambda key: self._weight_row(key, layer, in_shape, out_shape, fans, config)
+        )
         row = done.row
         if source is not None:
             self._reads(source, row)
@@ -303,12 +308,11 @@ class Recorder:
         row.spike_count = row.spike_count + counts.per_element
         done.levels += counts.levels
         done.syn = np.concatenate([done.syn.reshape(-1, self._batch), counts.syn])
-        if seq.shape[0] > 1:
-            done.repeated = counts.repeated
-        elif done.first is None:
-            done.first = seq[0].clone()
-        else:
-            done.repeated = done.repeated and torch.equal(done.first, seq[0])
+        done.repeated &= len(seq) == 1 or counts.repeated
+        if len(seq) < self._steps and done.repeated:
+            if done.first is None:
+                done.first = seq[0].clone()
+            done.repeated = torch.equal(done.first, seq[0])
 
     def _fan(self, name: str, layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
         version = _version(layer.weight)
@@ -358,24 +362,29 @@ class Recorder:
             fan_out=fans.stored.numpy(),
         )
 
-    def neuron(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
-        """One call of a neuron layer: [T, B, *] → [T, B, *]."""
-        lead = _first_two(x)
-        if lead != (self._steps, self._batch) and not self._passes:
-            self._steps, self._batch = lead
-        current, whole = self.sequence(x.detach(), name, 0)
-        spikes, _ = self.sequence(y.detach(), name, 0)
+    def neuron(self, name: str, layer: nn.Module, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
+        """One call of a neuron layer, [T, B, *] → [T, B, *]; `before` are the spikes that precede a recurrent one."""
+        current, spikes = x.detach(), y.detach()
+        steps_here, batch = _first_two(current)
+        fits = batch == self._batch and steps_here <= self._steps
+        if not fits and self._passes:
+            raise SpikingError(
+                f"record: layer {name}: got an input of shape {list(x.shape)}; expected [T, B, …] with T={self._steps}, "
+                f"B={self._batch}. If the model's input has no time axis, pass steps=T."
+            )
+        if not fits:
+            self._steps, self._batch = steps_here, batch
         shape = tuple(spikes.shape[2:])
-        facts = describe(layer)
-        recurrent = getattr(layer, "recurrent", None)
-        if isinstance(recurrent, nn.Linear):
-            before = torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
-            self.operand(f"{name}.recurrent" if name else "recurrent", recurrent, before, True, shape, recurrent=True)
-            with torch.no_grad():
-                current = current + nn.functional.linear(before, recurrent.weight, recurrent.bias)
+        recurrent = recurrent_weights(layer)
+        if recurrent is not None:
+            first = torch.zeros_like(spikes[:1]) if before is None else before.detach().unsqueeze(0)
+            previous = torch.cat([first, spikes[:-1]])
+            self.operand(f"{name}.recurrent", recurrent, previous, shape, recurrent=True)
+            current = current + nn.functional.linear(previous, recurrent.weight, recurrent.bias)
+            layer = layer.neuron if isinstance(getattr(layer, "neuron", None), nn.Module) else layer
         done, steps = self.start(
-            name or INPUT,
-            whole,
+            name,
+            len(current),
             lambda key: LayerTrace(
                 key,
                 type(layer).__name__,
@@ -383,8 +392,8 @@ class Recorder:
                 shape,
                 shape,
                 self._steps,
-                neuron=facts,
-                params=sum(p.numel() for p in layer.parameters() if not isinstance(recurrent, nn.Linear)),
+                neuron=describe(layer),
+                params=sum(p.numel() for p in layer.parameters(recurse=recurrent is None)),
                 spike_count=np.zeros(math.prod(shape), np.int64),
             ),
         )
@@ -409,21 +418,21 @@ class Recorder:
             row.counts["spikes"][steps] += counts.nnz.sum(1)
             row.spike_count = row.spike_count + counts.per_element
             done.spikes = np.concatenate([done.spikes.reshape(-1, self._batch), counts.nnz])
-        if self.keep_spikes > len(self.trace.recordings) and whole:
-            kept = spikes[:, : self.keep_spikes - len(self.trace.recordings)]
-            self._kept[row.name] = kept.clone()
+        missing = self.keep_spikes - len(self.trace.recordings)
+        if missing > 0:
+            self._kept.setdefault(row.name, []).append(spikes[:, :missing].cpu().clone())
         self._produced(y, row.name)
 
     def pool(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         """One call of an average or maximum pooling."""
         dims = pool_dims(layer)
-        seq, whole = self.sequence(x.detach(), name, dims + 1)
+        seq = self.sequence(x.detach(), name, dims + 1)
         in_shape, out_shape = tuple(seq.shape[2:]), tuple(y.shape[-dims - 1 :])
         windows, reached = counters.pool_windows(layer, in_shape, out_shape)
         average = "avg" in type(layer).__name__.lower()
         done, steps = self.start(
             name,
-            whole,
+            len(seq),
             lambda key: LayerTrace(
                 key,
                 type(layer).__name__,
@@ -447,12 +456,12 @@ class Recorder:
 
     def norm(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         """One call of a normalisation."""
-        seq, whole = self.sequence(x.detach(), name, 1)
+        seq = self.sequence(x.detach(), name, 1)
         shape = tuple(seq.shape[2:])
         batch_norm = isinstance(layer, _BATCH_NORMS) or "BatchNorm" in type(layer).__name__
         done, steps = self.start(
             name,
-            whole,
+            len(seq),
             lambda key: LayerTrace(
                 key,
                 type(layer).__name__,
@@ -470,7 +479,7 @@ class Recorder:
         self._produced(y, done.row.name)
 
 
-Observe = Callable[[Recorder, str, nn.Module, Tensor, Tensor], None]
+Observe = Callable[..., None]
 
 
 def _observed(model: nn.Module) -> list[tuple[str, nn.Module, Observe]]:
@@ -500,8 +509,16 @@ def _observer(module: nn.Module) -> Observe | None:
 
 
 def is_neuron(module: nn.Module) -> bool:
-    """True for a spiking neuron: it says so itself, through `describe()`."""
+    """True for a spiking neuron, which says so itself through `describe()`, and for a recurrent layer of such."""
+    if recurrent_weights(module) is not None and isinstance(getattr(module, "neuron", None), nn.Module):
+        return True
     return callable(getattr(module, "describe", None)) and "state_vars" in module.describe()
+
+
+def recurrent_weights(module: nn.Module) -> nn.Linear | None:
+    """The weights that carry a layer's own spikes of the step before, if it has any."""
+    found = getattr(module, "recurrent", None)
+    return found if isinstance(found, nn.Linear) else None
 
 
 def describe(layer: nn.Module) -> dict[str, Any]:
@@ -531,8 +548,13 @@ def _hook(observe: Observe, recorder: Recorder, name: str) -> Callable[..., None
         y = next((v for v in out if isinstance(v, Tensor)), None) if isinstance(out, tuple | list) else out
         if x is None or not isinstance(y, Tensor):
             raise SpikingError(f"record: layer {name} was called without tensors; expected one in and one out.")
+        label = name or type(module).__name__
         with torch.no_grad():
-            observe(recorder, name or type(module).__name__, module, x, y)
+            if observe is Recorder.neuron:
+                state = next((v for v in (*args, *kwargs.values()) if hasattr(v, "spikes")), None)
+                recorder.neuron(label, module, x, y, None if state is None else state.spikes)
+            else:
+                observe(recorder, label, module, x, y)
 
     return seen
 
