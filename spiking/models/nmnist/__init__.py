@@ -1,4 +1,4 @@
-"""Spoken for by everybody who starts with event cameras: handwritten digits seen by a moving sensor (N-MNIST).
+"""The common tutorial: handwritten digits seen by a moving event camera (N-MNIST).
 
 config.py holds every number, model.py the networks, data.py frames and augmentation, baseline.py what is not spiking,
 run.py training from recordings to report.

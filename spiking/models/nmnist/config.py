@@ -34,7 +34,7 @@ class NMNISTConfig:
     kind: str = "conv"
     hidden: int = 256
     norm: str = "batch"
-    pool: str = "max"
+    pool: str = "avg"
     dropout: float = 0.0
     beta: float = 0.5
     threshold: float = 1.0
@@ -77,10 +77,10 @@ class FrameConfig:
     window_us: int = 315_000
     saccades: str = "undo"
     counts: str = "log"
-    rotation: float = 15.0
-    zoom: float = 0.15
-    shear: float = 0.2
-    shift: float = 3.0
+    rotation: float = 10.0
+    zoom: float = 0.1
+    shear: float = 0.15
+    shift: float = 2.0
 
     def __post_init__(self) -> None:
         _check(

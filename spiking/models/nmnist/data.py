@@ -20,10 +20,11 @@ SUBPIXELS = 8  # stored steps a pixel, once the camera's motion is undone
 def undo_saccades(events: Any) -> Any:
     """The same recordings with the camera's motion taken out, at 1/8 pixel: the digit stands still, in the middle.
 
-        x' = x - 7·u(t), y' = y - 7·w(t);   (u, w): along the triangle (0, 0), (½, 1), (1, 0), (0, 0), a side in 105 ms
+        x + 4 − 3.5u, y + 2 − 7u;   x + 0.5 − 3.5u, y − 5 + 7u;   x − 3 + 7u, y + 2     (u = (t − start) / 105 ms)
 
+    Unlike `datasets.NMNIST(stabilize=True)`, which rounds to whole pixels, so that augmentation rounds only once.
     Errors: SpikingError for another sensor than 34×34.
-    Source of the motion: Orchard et al. 2015 (arXiv 1507.07629), section 2.3; amplitude and centre fitted to recordings.
+    Source: tonic's `stabilize`, from the data set's authors' code (Orchard et al. 2015, arXiv 1507.07629).
     """
     if tuple(events.sensor_size[:2]) != (SIDE, SIDE):
         raise SpikingError(f"undo_saccades: got a sensor of {events.sensor_size}; expected {SIDE} by {SIDE} pixels.")
@@ -31,8 +32,8 @@ def undo_saccades(events: Any) -> Any:
     t = events.t / third
     leg = np.clip(t.astype(np.int64), 0, 2)
     u = t - leg
-    dx = np.choose(leg, [-3.5 * u, -3.5 - 3.5 * u, -7 + 7 * u]) + 2.0
-    dy = np.choose(leg, [-7 * u, -7 + 7 * u, 0 * u]) + 3.5
+    dx = np.choose(leg, [-3.5 * u, -3.5 - 3.5 * u, -7 + 7 * u]) + 4.0
+    dy = np.choose(leg, [-7 * u, -7 + 7 * u, 0 * u]) + 2.0
     # Shifted by a margin, so that what leaves the sensor stays representable; the frames cut it off.
     x = np.rint((events.x + dx + _MARGIN) * SUBPIXELS)
     y = np.rint((events.y + dy + _MARGIN) * SUBPIXELS)

@@ -75,29 +75,6 @@ class NMNISTNet(
         _, membrane = self(x, return_membrane=True)
         return membrane.float().mean(0)
 
-    def without_norm(self) -> "NMNISTNet":
-        """The same network for inference, with each norm folded into the weights before it: nothing left to compute there.
-
-            w' = w·g / sqrt(var + eps);   b' = (b - mean)·g / sqrt(var + eps) + bias
-        """
-        from dataclasses import replace
-
-        plain = NMNISTNet(replace(self.config, norm="none")).eval()
-        with torch.no_grad():
-            for name, target in plain.body.named_children():
-                if not isinstance(target, (layer.Conv2d, layer.Linear)):
-                    continue
-                source, norm = getattr(self.body, name), getattr(self.body, name.replace("linear", "norm").replace("conv", "norm"), None)
-                weight, bias = source.weight, source.bias
-                if norm is not None and name != "linear":
-                    scale = getattr(norm, "alpha", 1.0) * getattr(norm, "threshold", 1.0)
-                    gain = scale * norm.weight / torch.sqrt(norm.running_var + norm.eps)
-                    weight = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
-                    bias = ((0 if bias is None else bias) - norm.running_mean) * gain + norm.bias
-                target.weight.copy_(weight)
-                target.bias.copy_(bias)
-        return plain
-
 
 def integrate(current: Tensor, beta: float) -> Tensor:
     """The membrane of a leaky integrator that never fires: v[t] = beta·v[t-1] + current[t]; [T, B, *] -> [T, B, *]."""
