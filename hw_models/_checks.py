@@ -58,7 +58,7 @@ def _graded(found: Estimate) -> Iterator[str]:
     kinds = {row.name: row.kind for row in found.trace.layers}
     for row in _weights(found, "graded"):
         source = kinds.get(row.operand_of[0], row.operand_of[0]) if row.operand_of else ""
-        reason = {"avgpool": "after average pooling", "input": "event counts as input"}.get(
+        reason = {"avgpool": "after average pooling", "(input)": "event counts as input"}.get(
             source, "after an addition or a scaling"
         )
         price = "accumulates, as papers do" if found.accounting == "published" else "one MAC per event"
@@ -145,7 +145,8 @@ def _no_leakage(found: Estimate) -> Iterator[str]:
 
 def _few_samples(found: Estimate) -> Iterator[str]:
     if found.trace.n_samples < FEW_SAMPLES:
-        yield f"only {found.trace.n_samples} samples were recorded; {FEW_SAMPLES} or more give a stable mean."
+        n = found.trace.n_samples
+        yield f"only {n} sample{'s' * (n != 1)} recorded; {FEW_SAMPLES} or more give a stable mean."
 
 
 _RULES: dict[str, Callable[[Estimate], Iterator[str]]] = {

@@ -121,7 +121,7 @@ class Estimate:
         """The answer in one line: the ratio, both intervals, and the number of warnings."""
         r, s = self.ratio, self.ratio_sampling
         constants = f"{r.low:.3g}–{r.high:.3g} over the constants" if r.known else "constants without a known interval"
-        inputs = f"{s.low:.3g}–{s.high:.3g} over {self.trace.n_samples} samples"
+        inputs = f"{s.low:.3g}–{s.high:.3g} over {self.trace.n_samples} samples" if self.trace.n_samples > 1 else "1 sample"
         n = len(self.warnings)
         return f"SNN/ANN energy {r.nominal:.3g} ({constants}; {inputs}); {n} warning{'s' * (n != 1)}"
 
@@ -468,7 +468,7 @@ def ratio_of(a: Sequence[Term], b: Sequence[Term]) -> Interval:
         return Interval(math.nan, math.nan, math.nan)
     index = np.arange(len(groups))
     corners = [
-        top[index, list(corner)].sum() / bottom[index, list(corner)].sum()
+        float(top[index, list(corner)].sum() / bottom[index, list(corner)].sum())
         for corner in itertools.product((0, 2), repeat=len(groups))
     ]
     nominal = float(top[:, 1].sum() / bottom[:, 1].sum())

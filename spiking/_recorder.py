@@ -22,7 +22,7 @@ from spiking._counters import Levels, OperandCounts
 from spiking.errors import SpikingError
 from spiking.trace import EventTrace, LayerTrace, Recording, join_layer
 
-INPUT = "input"
+INPUT = "(input)"
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _OTHER_NORMS = tuple(
     kind

@@ -127,9 +127,9 @@ class Net(nn.Module):
         return y
 
 
-def golden_name(row: LayerTrace) -> str:
+def golden_name(name: str) -> str:
     """The name that the golden file uses for a row of the recorded network."""
-    name = row.name.removesuffix(".layer")
+    name = name.removesuffix(".layer")
     return {"rec_input": "rec.input", "lif.recurrent": "rec.recurrent"}.get(name, name)
 
 
@@ -139,7 +139,8 @@ def recorded(name: str) -> EventTrace:
     with record(model) as trace, torch.no_grad():
         model(x)
     for row in trace.layers:
-        row.name = golden_name(row)
+        row.name = golden_name(row.name)
+        row.operand_of = tuple(golden_name(source) for source in row.operand_of)
     if name == "residual":
         place = [row.name for row in trace.layers].index("lif0") + 1
         shape, steps = tuple(x.shape[2:]), x.shape[0]
