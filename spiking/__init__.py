@@ -10,6 +10,7 @@ from importlib.metadata import version
 from . import functional, surrogate
 from .errors import SpikingError
 from .neuron import IF, LIF, AdaptiveLIF, CuBaLIF, Neuron, ParametricLIF, Recurrent
+from .trace import EventTrace, record
 
 __version__ = version("spiking")
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "LIF",
     "AdaptiveLIF",
     "CuBaLIF",
+    "EventTrace",
     "Neuron",
     "ParametricLIF",
     "Recurrent",
     "SpikingError",
     "__version__",
     "functional",
+    "record",
     "surrogate",
 ]
