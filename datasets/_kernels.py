@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,8 +225,7 @@ def add_slices(
 
 def check_room(shape: tuple[int, ...], where: str) -> None:
     """Refuse a result that no machine of ours holds, before anything is allocated."""
-    size = int(np.prod([int(n) for n in shape], dtype=object))
-    if size > 1 << 33:
+    if math.prod(shape) > 1 << 33:
         raise SpikingError(
             f"{where}: got settings that make an array of shape {list(shape)}; expected at most 2^33 values. "
             "Use fewer or longer bins."

@@ -202,7 +202,6 @@ template <class Out>
 bool frames_slices(Array<const int16_t> x, Array<const int16_t> y, Array<const uint8_t> p, Array<const int64_t> starts,
                    Array<const int64_t> ends, bool clip, int64_t width, int64_t height, int64_t channels, Block<Out> out) {
     const ev::Frames<Out> frames{out.data(), width * height * channels, width, height, channels};
-    frames.clear(int64_t(starts.shape(0)));
     if (ev::first_outside(x.data(), y.data(), p.data(), int64_t(x.shape(0)), width, height) >= 0) return false;
     ev::add_slices(x.data(), y.data(), p.data(), starts.data(), ends.data(), int64_t(starts.shape(0)), clip, frames);
     return true;

@@ -209,15 +209,17 @@ inline void tonic_event_slices(int64_t n, int64_t bins, double overlap, int64_t*
     }
 }
 
-// Output of any framing: `frame` values a time bin, bins `stride` values apart, P channels of height × width.
+// Output of any framing: P channels of height × width a time bin, bins `stride` values apart. Empty of meaning after a fault.
 template <class Out>
 struct Frames {
     Out* data;
     int64_t stride, width, height, channels;
 
     int64_t size() const { return width * height * channels; }
-    void clear(int64_t bins) const {
-        for (int64_t b = 0; b < bins; ++b) std::memset(data + b * stride, 0, size_t(size()) * sizeof(Out));
+    // Frame b, emptied. Each frame is emptied just before it is filled, while it fits the first-level cache.
+    Out* fresh(int64_t b) const {
+        std::memset(data + b * stride, 0, size_t(size()) * sizeof(Out));
+        return data + b * stride;
     }
 };
 
@@ -232,7 +234,7 @@ void add_slices(const int16_t* x, const int16_t* y, const uint8_t* p, const int6
                 bool clip, const Frames<Out>& frames) {
     const int64_t plane = frames.channels > 1 ? frames.width * frames.height : 0;
     for (int64_t b = 0; b < bins; ++b) {
-        Out* frame = frames.data + b * frames.stride;
+        Out* frame = frames.fresh(b);
         for (int64_t i = starts[b]; i < ends[b]; ++i) count(frame[p[i] * plane + y[i] * frames.width + x[i]], clip);
     }
 }
@@ -267,7 +269,6 @@ inline bool boundaries(const Cut& cut, int64_t first, int64_t last, int64_t* edg
 template <class Out>
 Fault bin_to_frames(const uint8_t* bytes, int64_t size, const Cut& cut, bool clip, const Frames<Out>& frames, int64_t* t,
                     uint32_t* pixel, int64_t* edges) {
-    frames.clear(cut.bins);
     if (size % word_bytes) return Fault::cut;
     const int64_t words = size / word_bytes;
     if (words == 0) return Fault::empty;
@@ -275,7 +276,7 @@ Fault bin_to_frames(const uint8_t* bytes, int64_t size, const Cut& cut, bool cli
     int64_t *starts = edges, *ends = edges + cut.bins + 1;
     const auto add = [&] {
         for (int64_t b = 0; b < cut.bins; ++b) {
-            Out* frame = frames.data + b * frames.stride;
+            Out* frame = frames.fresh(b);
             for (int64_t i = starts[b]; i < ends[b]; ++i) count(frame[pixel[i]], clip);
         }
     };
@@ -338,8 +339,10 @@ template <class Time, class Out>
 Fault arrays_to_frames(const Time* t, const int16_t* x, const int16_t* y, const uint8_t* p, int64_t n, int64_t width,
                        int64_t height, const double* m, const Cut& cut, bool clip, const Frames<Out>& frames, int32_t* table,
                        int64_t* edges) {
-    frames.clear(cut.bins);
-    if (n == 0) return Fault::none;
+    if (n == 0) {
+        for (int64_t b = 0; b < cut.bins; ++b) frames.fresh(b);
+        return Fault::none;
+    }
     if (first_outside(x, y, p, n, width, height) >= 0) return Fault::outside;
     const bool ordered = first_backwards(t, n) < 0;
     if (m)
@@ -374,6 +377,7 @@ Fault arrays_to_frames(const Time* t, const int16_t* x, const int16_t* y, const 
         TimeBins rule;
         if (!TimeBins::make(start, end, cut.bins, rule)) return Fault::span;
         if (!ordered) {   // no order to walk along: one division an event
+            for (int64_t b = 0; b < cut.bins; ++b) frames.fresh(b);
             for (int64_t i = 0; i < n; ++i) {
                 const int64_t b = rule.bin(int64_t(t[i]), end);
                 if (b >= 0) add(frames.data + b * frames.stride, i);
@@ -382,8 +386,10 @@ Fault arrays_to_frames(const Time* t, const int16_t* x, const int16_t* y, const 
         }
         time_slices(t, n, rule, end, starts, ends);
     }
-    for (int64_t b = 0; b < cut.bins; ++b)
-        for (int64_t i = starts[b]; i < ends[b]; ++i) add(frames.data + b * frames.stride, i);
+    for (int64_t b = 0; b < cut.bins; ++b) {
+        Out* frame = frames.fresh(b);
+        for (int64_t i = starts[b]; i < ends[b]; ++i) add(frame, i);
+    }
     return Fault::none;
 }
 
