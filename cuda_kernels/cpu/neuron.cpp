@@ -1,1 +1,427 @@
-namespace spiking {}
+// CPU loops over include/neuron.h: threads over blocks of neurons, time inside a block, SIMD over the neurons of a row.
+// Compiled once per instruction set (SPIKING_LEVEL); no standard-library templates here, see portable.h.
+#define SPIKING_GLUE_(a, b) a##b
+#define SPIKING_GLUE(a, b) SPIKING_GLUE_(a, b)
+#define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
+#define SPIKING_TEXT_(a) #a
+#define SPIKING_TEXT(a) SPIKING_TEXT_(a)
+
+#include "neuron.h"
+#include "neuron_api.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace SPIKING_NS {
+namespace {
+
+// The state rows of a block stay in L1 while time runs; longer rows help the hardware prefetcher.
+constexpr i64 BLOCK = 1024;
+constexpr i64 RECOMPUTE_BLOCK = 256;
+
+template <class IO> struct StateOf { using type = float; };
+template <> struct StateOf<double> { using type = double; };
+
+SPIKING_FN float widen(float v) { return v; }
+SPIKING_FN double widen(double v) { return v; }
+SPIKING_FN void narrow(float v, float& to) { to = v; }
+SPIKING_FN void narrow(double v, double& to) { to = v; }
+SPIKING_FN void narrow(float v, bf16& to) { to = narrow_bf16(v); }
+SPIKING_FN void narrow(float v, f16& to) { to = narrow_f16(v); }
+
+template <class IO, class T>
+const T* load_row(const IO* from, T* buffer, i64 n) {
+    if constexpr (sizeof(IO) == sizeof(T)) {
+        (void)buffer, (void)n;
+        return from;
+    } else {
+        for (i64 k = 0; k < n; ++k) buffer[k] = widen(from[k]);
+        return buffer;
+    }
+}
+
+template <class IO, class T>
+void store_row(const T* __restrict from, IO* __restrict to, i64 n) {
+    if constexpr (sizeof(IO) != sizeof(T))
+        for (i64 k = 0; k < n; ++k) narrow(from[k], to[k]);
+}
+
+template <class T> struct Cells { const T *beta, *threshold, *beta_syn; };
+template <class T> struct States { T *v, *e, *c; };         // e: synaptic current or adaptation
+
+// State rows in memory: v, then e where the kind has it, then the refractory counter where there is one.
+template <Kind kind> constexpr int extra_states() { return kind == Kind::lif ? 0 : 1; }
+
+template <class T>
+Rule<T> rule_of(const NeuronCall& p) {
+    return {T(p.v_reset), T(p.v_leak), T(p.beta_adapt), T(p.adapt_scale), T(p.a), T(p.b), T(p.tie_gt ? 0 : 1), T(p.decay_input),
+            T(p.detach_reset ? 0 : 1), T(p.reset_delay), T(p.residual_reset), T(p.normalize), T(p.refractory), p.surrogate};
+}
+
+template <class T>
+void fill_cells(const NeuronCall& p, i64 first, i64 n, T* beta, T* threshold, T* beta_syn) {
+    if (!p.params || p.C == 1) {
+        const T* all = static_cast<const T*>(p.params);
+        const T b = all ? all[0] : T(p.beta), th = all ? all[1] : T(p.threshold), bs = all ? all[2] : T(p.beta_syn);
+        for (i64 k = 0; k < n; ++k) beta[k] = b, threshold[k] = th, beta_syn[k] = bs;
+        return;
+    }
+    const T* all = static_cast<const T*>(p.params);
+    i64 within = first % p.inner, index = (first / p.inner) % p.C;
+    for (i64 k = 0; k < n; ++k) {
+        beta[k] = all[index], threshold[k] = all[p.C + index], beta_syn[k] = all[2 * p.C + index];
+        if (++within == p.inner) {
+            within = 0;
+            if (++index == p.C) index = 0;
+        }
+    }
+}
+
+template <Kind kind, Reset reset, Flags flags, class T>
+void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T> rule, T* __restrict s, T* __restrict h, i64 n) {
+    T* __restrict v = st.v;
+    T* __restrict e = st.e;
+    T* __restrict c = st.c;
+    const T* __restrict beta = cells.beta;
+    const T* __restrict threshold = cells.threshold;
+    const T* __restrict beta_syn = cells.beta_syn;
+    for (i64 k = 0; k < n; ++k) {
+        T vk = v[k], ek = T(0), ck = T(0), hk, y = T(0);
+        if constexpr (kind != Kind::lif) ek = e[k];
+        if constexpr (kind == Kind::cuba) y = beta_syn[k];
+        if constexpr (flags != Flags::plain) ck = c[k];
+        s[k] = neuron_step<kind, reset, flags>(x[k], vk, ek, ck, beta[k], threshold[k], y, rule, hk);
+        h[k] = hk;
+        v[k] = vk;
+        if constexpr (kind != Kind::lif) e[k] = ek;
+        if constexpr (flags != Flags::plain) c[k] = ck;
+    }
+}
+
+// 16 bits for u: the sign bit says "no spike", so the spike survives rounding and no spike bits are kept.
+template <class T>
+void encode_row(const T* __restrict h, const T* __restrict threshold, const Rule<T> rule, u16* __restrict out, i64 n) {
+    for (i64 k = 0; k < n; ++k) {
+        const T u = distance<Flags::all>(h[k], threshold[k], rule);
+        const float m = float(magnitude(u));
+        const u32 code = narrow_f16(m > 65504.0f ? 65504.0f : m).raw;
+        const u32 silent = 0x8000u | (code == 0u ? 1u : code);
+        out[k] = u16(fires<Flags::all>(u, rule) > T(0) ? code : silent);
+    }
+}
+
+template <class T>
+void decode_row(const u16* __restrict from, const T* __restrict threshold, const Rule<T> rule, T* __restrict u, T* __restrict h, i64 n) {
+    for (i64 k = 0; k < n; ++k) {
+        const T uk = T(widen(f16{from[k]})), theta = threshold[k];
+        u[k] = uk;
+        h[k] = rule.normalize > T(0) ? (uk + T(1)) * theta : uk + theta;
+    }
+}
+
+template <class T>
+void slope_row(const T* __restrict u, const Rule<T> rule, T* __restrict slope, i64 n) {
+    with_surrogate(rule.surrogate, [&](auto tag) {
+        const T a = rule.a, b = rule.b;
+        for (i64 k = 0; k < n; ++k) slope[k] = surrogate_grad<decltype(tag)::value>(u[k], a, b);
+    });
+}
+
+template <class T> struct CarryRows { T *v, *e, *s; };
+struct GradRows { double *beta, *threshold, *beta_syn; };
+
+template <Kind kind, Reset reset, Flags flags, bool params, class T>
+void adjoint_row(const T* __restrict x, const T* __restrict h, const T* __restrict u, const T* __restrict slope, const T* __restrict gs,
+                 const T* __restrict before_v, const T* __restrict before_e, const T* __restrict before_c, CarryRows<T> carry,
+                 Cells<T> cells, const Rule<T> rule, GradRows grads, T* __restrict gx, i64 n) {
+    T* __restrict cv = carry.v;
+    T* __restrict ce = carry.e;
+    T* __restrict cs = carry.s;
+    const T* __restrict beta = cells.beta;
+    const T* __restrict threshold = cells.threshold;
+    const T* __restrict beta_syn = cells.beta_syn;
+    double* __restrict gb = grads.beta;
+    double* __restrict gt = grads.threshold;
+    double* __restrict gy = grads.beta_syn;
+    for (i64 k = 0; k < n; ++k) {
+        T flow_v = cv[k], flow_e = T(0), flow_s = T(0), v = T(0), e = T(0), c = T(0), xk = T(0), y = T(0), hk = T(0);
+        T grad_beta = T(0), grad_threshold = T(0), grad_beta_syn = T(0);
+        if constexpr (params || flags == Flags::all) v = before_v[k];
+        if constexpr (kind != Kind::lif) e = before_e[k], flow_e = ce[k];
+        if constexpr (kind == Kind::cuba) y = beta_syn[k];
+        if constexpr (flags != Flags::plain) c = before_c[k];
+        if constexpr (flags != Flags::plain && params) xk = x[k];
+        if constexpr (flags == Flags::all) flow_s = cs[k];
+        if constexpr (flags == Flags::all || reset == Reset::zero) hk = h[k];
+        gx[k] = neuron_adjoint<kind, reset, flags>(xk, hk, u[k], slope[k], gs[k], v, e, c, flow_v, flow_e, flow_s, beta[k], threshold[k], y,
+                                                   rule, grad_beta, grad_threshold, grad_beta_syn);
+        cv[k] = flow_v;
+        if constexpr (kind != Kind::lif) ce[k] = flow_e;
+        if constexpr (flags == Flags::all) cs[k] = flow_s;
+        if constexpr (params) {
+            gb[k] += double(grad_beta);
+            gt[k] += double(grad_threshold);
+            if constexpr (kind == Kind::cuba) gy[k] += double(grad_beta_syn);
+        }
+    }
+}
+
+template <class T>
+void fill(T* to, i64 n, T value) {
+    for (i64 k = 0; k < n; ++k) to[k] = value;
+}
+
+template <class T>
+void copy(const T* from, T* to, i64 n) {
+    for (i64 k = 0; k < n; ++k) to[k] = from[k];
+}
+
+// Null: at rest, where the membrane is v_leak and nothing else is charged.
+template <class T>
+void load_state(const T* from, i64 stride, int extra, int counter, const Rule<T>& rule, T* v, T* e, T* c, i64 n) {
+    if (from) copy(from, v, n); else fill(v, n, rule.v_leak);
+    if (from && extra) copy(from + stride, e, n); else fill(e, n, T(0));
+    if (from && counter) copy(from + counter * stride, c, n); else fill(c, n, T(0));
+}
+
+template <Kind kind, Reset reset, Flags flags, class IO>
+void forward_block(const NeuronCall& p, i64 first, i64 n) {
+    using T = typename StateOf<IO>::type;
+    alignas(64) T beta[BLOCK], threshold[BLOCK], beta_syn[BLOCK], v[BLOCK], e[BLOCK], c[BLOCK], xb[BLOCK], sb[BLOCK], hb[BLOCK];
+    const Rule<T> rule = rule_of<T>(p);
+    fill_cells(p, first, n, beta, threshold, beta_syn);
+    constexpr int extra = extra_states<kind>();
+    const int counter = p.refractory > 0 ? 1 + extra : 0, n_states = 1 + extra + (counter ? 1 : 0);
+    load_state(p.state0 ? static_cast<const T*>(p.state0) + first : nullptr, p.N, extra, counter, rule, v, e, c, n);
+
+    const auto store_state = [&](T* to) {
+        copy(v, to, n);
+        if (extra) copy(e, to + p.N, n);
+        if (counter) copy(c, to + counter * p.N, n);
+    };
+    for (i64 t = 0; t < p.T; ++t) {
+        const i64 at = t * p.N + first;
+        if (p.save == 3 && t > 0 && t % CHUNK == 0) store_state(static_cast<T*>(p.saved) + (t / CHUNK - 1) * n_states * p.N + first);
+        const T* x = load_row(static_cast<const IO*>(p.x) + at, xb, n);
+        IO* out = static_cast<IO*>(p.s) + at;
+        T* s = sb;
+        if constexpr (sizeof(IO) == sizeof(T)) s = out;
+        T* h = p.save == 1 ? static_cast<T*>(p.saved) + at : hb;
+        step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n);
+        store_row(sb, out, n);
+        if (p.save == 2) encode_row(h, threshold, rule, static_cast<u16*>(p.saved) + at, n);
+    }
+    store_state(static_cast<T*>(p.state1) + first);
+}
+
+template <Kind kind, Reset reset, Flags flags, bool params, class IO>
+void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) {
+    using T = typename StateOf<IO>::type;
+    constexpr i64 W = BLOCK;
+    constexpr int extra = extra_states<kind>();
+    alignas(64) T beta[W], threshold[W], beta_syn[W], cv[W], ce[W], cs[W], gsb[W], gxb[W], slope[W], ub[W] = {}, xb[W];
+    alignas(64) double gb[W], gt[W], gy[W];
+    Rule<T> rule = rule_of<T>(p);
+    fill_cells(p, first, n, beta, threshold, beta_syn);
+    const Cells<T> cells{beta, threshold, beta_syn};
+    const int counter = p.refractory > 0 ? 1 + extra : 0, n_states = 1 + extra + (counter ? 1 : 0);
+    if (p.grad_state1) {
+        const T* g1 = static_cast<const T*>(p.grad_state1) + first;
+        copy(g1, cv, n);
+        if (extra) copy(g1 + p.N, ce, n); else fill(ce, n, T(0));
+    } else {
+        fill(cv, n, T(0)), fill(ce, n, T(0));
+    }
+    fill(cs, n, T(0));
+    if constexpr (params) fill(gb, n, 0.0), fill(gt, n, 0.0), fill(gy, n, 0.0);
+    if (!p.grad_s) fill(gsb, n, T(0));
+    else if (p.grad_s_is_scalar) fill(gsb, n, T(widen(*static_cast<const IO*>(p.grad_s))));
+
+    const auto adjoint = [&](i64 t, const T* x, const T* h, const T* u, const T* bv, const T* be, const T* bc) {
+        const i64 at = t * p.N + first;
+        slope_row(u, rule, slope, n);
+        const T* gs = gsb;
+        if (p.grad_s && !p.grad_s_is_scalar) gs = load_row(static_cast<const IO*>(p.grad_s) + at, gsb, n);
+        IO* out = static_cast<IO*>(p.grad_x) + at;
+        T* gx = gxb;
+        if constexpr (sizeof(IO) == sizeof(T)) gx = out;
+        adjoint_row<kind, reset, flags, params>(x, h, u, slope, gs, bv, be, bc, CarryRows<T>{cv, ce, cs}, cells, rule, GradRows{gb, gt, gy}, gx, n);
+        store_row(gxb, out, n);
+    };
+
+    if (p.save == 3) {                           // recompute a chunk forward, then walk it backward
+        constexpr i64 R = RECOMPUTE_BLOCK;
+        alignas(64) T hs[CHUNK][R], vs[CHUNK][R], es[CHUNK][R], counts[CHUNK][R], v[R], e[R], c[R], spikes[R];
+        for (i64 chunk = (p.T + CHUNK - 1) / CHUNK - 1; chunk >= 0; --chunk) {
+            const i64 start = chunk * CHUNK, stop = start + CHUNK < p.T ? start + CHUNK : p.T;
+            const T* from = chunk > 0 ? static_cast<const T*>(p.saved) + (chunk - 1) * n_states * p.N + first
+                            : p.state0 ? static_cast<const T*>(p.state0) + first
+                                       : nullptr;
+            load_state(from, p.N, extra, counter, rule, v, e, c, n);
+            for (i64 t = start; t < stop; ++t) {
+                copy(v, vs[t - start], n), copy(e, es[t - start], n), copy(c, counts[t - start], n);
+                const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
+                step_row<kind, reset, flags>(x, States<T>{v, e, c}, cells, rule, spikes, hs[t - start], n);
+            }
+            for (i64 t = stop - 1; t >= start; --t) {
+                const T *h = hs[t - start], *be = es[t - start];
+                for (i64 k = 0; k < n; ++k) {
+                    const T theta = kind == Kind::adaptive ? threshold[k] + rule.adapt_scale * be[k] : threshold[k];
+                    ub[k] = distance<Flags::all>(h[k], theta, rule);
+                }
+                const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
+                adjoint(t, x, h, ub, vs[t - start], be, counts[t - start]);
+            }
+        }
+    } else if constexpr (kind == Kind::lif) {    // value or half: h is at hand, the state before a step follows from the row before
+        alignas(64) T hb[2][W], uprev[W], vb[W], zero[W];
+        const bool half = p.save == 2, need_v = params || flags == Flags::all;
+        fill(zero, n, T(0));
+        Rule<T> kept = rule;
+        if (half) rule.on_tie = T(1);            // the code's sign holds the spike whatever the tie rule was
+        const auto fetch = [&](i64 t, T* u, T* buffer) -> const T* {
+            const i64 at = t * p.N + first;
+            if (half) {
+                decode_row(static_cast<const u16*>(p.saved) + at, threshold, rule, u, buffer, n);
+                return buffer;
+            }
+            const T* h = static_cast<const T*>(p.saved) + at;
+            for (i64 k = 0; k < n; ++k) u[k] = distance<Flags::all>(h[k], threshold[k], rule);
+            return h;
+        };
+        const T* h = p.T > 0 ? fetch(p.T - 1, ub, hb[0]) : nullptr;
+        for (i64 t = p.T - 1; t >= 0; --t) {
+            const T *hprev = nullptr, *bv = zero;
+            if (t > 0 && need_v) {
+                hprev = fetch(t - 1, uprev, hb[t % 2 == (p.T - 1) % 2 ? 1 : 0]);
+                if (p.reset_delay) {
+                    bv = hprev;
+                } else {
+                    for (i64 k = 0; k < n; ++k) {
+                        const bool fired = fires<Flags::all>(uprev[k], rule) > T(0);
+                        if constexpr (reset == Reset::subtract) vb[k] = hprev[k] - (fired ? threshold[k] : T(0));
+                        if constexpr (reset == Reset::zero) vb[k] = fired ? kept.v_reset : hprev[k];
+                        if constexpr (reset == Reset::none) vb[k] = hprev[k];
+                    }
+                    bv = vb;
+                }
+            } else if (need_v) {
+                if (p.state0) copy(static_cast<const T*>(p.state0) + first, vb, n); else fill(vb, n, rule.v_leak);
+                bv = vb;
+            }
+            const T* x = zero;
+            if (params && flags != Flags::plain && p.x) x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
+            adjoint(t, x, h, ub, bv, zero, zero);
+            if (t > 0) {
+                if (need_v) {
+                    copy(uprev, ub, n);
+                    h = hprev;
+                } else {
+                    h = fetch(t - 1, ub, hb[0]);
+                }
+            }
+        }
+    }
+
+    if (flags == Flags::all && p.reset_delay) {
+        alignas(64) T v0[W];
+        if (p.state0) copy(static_cast<const T*>(p.state0) + first, v0, n); else fill(v0, n, rule.v_leak);
+        for (i64 k = 0; k < n; ++k) ub[k] = distance<Flags::all>(v0[k], threshold[k], rule);
+        slope_row(ub, rule, slope, n);
+        for (i64 k = 0; k < n; ++k) {
+            T grad_threshold = T(0);
+            initial_adjoint(v0[k], slope[k], cs[k], threshold[k], rule, cv[k], grad_threshold);
+            if constexpr (params) gt[k] += double(grad_threshold);
+        }
+    }
+    if (p.grad_state0) {
+        T* g0 = static_cast<T*>(p.grad_state0) + first;
+        copy(cv, g0, n);
+        if (extra) copy(ce, g0 + p.N, n);
+        if (counter) fill(g0 + counter * p.N, n, T(0));
+    }
+    if constexpr (params) {
+        for (i64 k = 0; k < n; ++k) {
+            const i64 index = p.C == 1 ? 0 : ((first + k) / p.inner) % p.C;
+            grad_params[index] += gb[k];
+            grad_params[p.C + index] += gt[k];
+            grad_params[2 * p.C + index] += gy[k];
+        }
+    }
+}
+
+template <class Body>
+void over_blocks(const NeuronCall& p, i64 largest, const Body& body) {
+    if (p.N == 0) return;
+    const i64 share = ((p.N + p.threads - 1) / p.threads + 63) / 64 * 64;
+    const i64 width = share < largest ? share : largest;
+    const i64 blocks = (p.N + width - 1) / width;
+    const auto one = [&](i64 block, int thread) {
+        const i64 first = block * width;
+        body(first, first + width < p.N ? width : p.N - first, thread);
+    };
+#ifdef _OPENMP
+    if (p.threads > 1 && blocks > 1) {
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+        for (i64 block = 0; block < blocks; ++block) one(block, omp_get_thread_num());
+        return;
+    }
+#endif
+    for (i64 block = 0; block < blocks; ++block) one(block, 0);
+}
+
+Flags flags_of(const NeuronCall& p) {
+    if (p.reset_delay || p.residual_reset || p.normalize) return Flags::all;
+    const bool some = p.tie_gt || p.decay_input || p.refractory > 0 || p.v_leak != 0.0 || (p.reset == 1 && p.v_reset != 0.0);
+    return some ? Flags::common : Flags::plain;
+}
+
+template <Kind kind, Reset reset, Flags flags, class IO>
+void run(const NeuronCall& p, bool backward) {
+    if (!backward) {
+        over_blocks(p, BLOCK, [&](i64 first, i64 n, int) { forward_block<kind, reset, flags, IO>(p, first, n); });
+        return;
+    }
+    const i64 largest = p.save == 3 ? RECOMPUTE_BLOCK : BLOCK;
+    if (p.grad_params)
+        over_blocks(p, largest, [&](i64 first, i64 n, int thread) {
+            backward_block<kind, reset, flags, true, IO>(p, first, n, p.grad_params + thread * 3 * p.C);
+        });
+    else
+        over_blocks(p, largest, [&](i64 first, i64 n, int) { backward_block<kind, reset, flags, false, IO>(p, first, n, nullptr); });
+}
+
+template <Kind kind, Reset reset, Flags flags>
+void by_dtype(const NeuronCall& p, bool backward) {
+    if (p.dtype == 0) run<kind, reset, flags, float>(p, backward);
+    if (p.dtype == 1) run<kind, reset, flags, double>(p, backward);
+    if (p.dtype == 2) run<kind, reset, flags, bf16>(p, backward);
+    if (p.dtype == 3) run<kind, reset, flags, f16>(p, backward);
+}
+
+template <Reset reset>
+void by_kind(const NeuronCall& p, bool backward) {
+    const Flags flags = flags_of(p);
+    if (p.kind == 1) by_dtype<Kind::cuba, reset, Flags::common>(p, backward);
+    else if (p.kind == 2) by_dtype<Kind::adaptive, reset, Flags::common>(p, backward);
+    else if (flags == Flags::all) by_dtype<Kind::lif, reset, Flags::all>(p, backward);
+    else if (flags == Flags::common) by_dtype<Kind::lif, reset, Flags::common>(p, backward);
+    else by_dtype<Kind::lif, reset, Flags::plain>(p, backward);
+}
+
+void dispatch(const NeuronCall& p, bool backward) {
+    if (p.reset == 0) by_kind<Reset::subtract>(p, backward);
+    if (p.reset == 1) by_kind<Reset::zero>(p, backward);
+    if (p.reset == 2) by_kind<Reset::none>(p, backward);
+}
+
+void forward(const NeuronCall& p) { dispatch(p, false); }
+void backward(const NeuronCall& p) { dispatch(p, true); }
+
+}  // namespace
+
+extern const KernelTable table;
+const KernelTable table{SPIKING_TEXT(SPIKING_LEVEL), forward, backward};
+
+}  // namespace SPIKING_NS

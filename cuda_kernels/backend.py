@@ -1,0 +1,177 @@
+"""Which implementation runs on a device, and in one sentence each why the others do not. The only reader of the environment.
+
+Variables: SPIKING_BACKEND (auto, cpu, cuda, reference), SPIKING_LEVEL (v2, v3, v4), SPIKING_ARENA (on, off),
+SPIKING_ARENA_MB (bound of unused memory that the arena keeps).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from spiking.errors import SpikingError
+
+__all__ = ["Choice", "arena_on", "choose", "compiled", "report", "set_arena_limit", "threads"]
+
+BACKENDS = ("auto", "cpu", "cuda", "reference")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that runs, and why each other one does not.
+
+    >>> Choice("cpu", not_used={"cuda": "cupy is not installed"}).name
+    'cpu'
+    """
+
+    name: str
+    not_used: dict[str, str] = field(default_factory=dict)
+
+
+def _setting(name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = os.environ.get(name, default)
+    if value not in allowed:
+        raise SpikingError(
+            f"environment variable {name}: got {value!r}; expected one of {', '.join(allowed)}. Unset it for the default."
+        )
+    return value
+
+
+@functools.cache
+def compiled() -> ModuleType | None:
+    """The compiled CPU module, or None (said once) where it was not built."""
+    try:
+        from spiking.cuda_kernels import _cpu
+    except ImportError:
+        warnings.warn(
+            "spiking: the CPU kernels were not built (no C++17 compiler at install time?); the slower torch reference runs instead.",
+            stacklevel=2,
+        )
+        return None
+    os.register_at_fork(after_in_child=_one_thread_in_children)
+    level = os.environ.get("SPIKING_LEVEL")
+    if level is not None:
+        if level not in _cpu.levels():
+            raise SpikingError(
+                f"environment variable SPIKING_LEVEL: got {level!r}; expected one of {', '.join(_cpu.levels())}, which this machine runs."
+            )
+        _cpu.set_level(level)
+    _set_limit(_cpu, _arena_limit())
+    return _cpu
+
+
+_forked = False
+_arena_on = False
+
+
+def _set_limit(module: ModuleType, n_bytes: int) -> None:
+    global _arena_on
+    _arena_on = n_bytes > 0
+    module.arena_limit(n_bytes)
+
+
+def set_arena_limit(n_bytes: int) -> None:
+    """Bound of the unused memory that the arena keeps; 0 switches it off."""
+    module = compiled()
+    if module is not None:
+        _set_limit(module, n_bytes)
+
+
+def arena_on() -> bool:
+    """Whether outputs come from the arena."""
+    return _arena_on
+
+
+def _one_thread_in_children() -> None:
+    # OpenMP's thread pool does not survive a fork: a second thread would wait for ever.
+    global _forked
+    _forked = True
+
+
+def threads() -> int:
+    """How many threads the CPU kernels may use: torch.get_num_threads(), or one in a forked child."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _arena_limit() -> int:
+    if _setting("SPIKING_ARENA", "on", ("on", "off")) == "off":
+        return 0
+    given = os.environ.get("SPIKING_ARENA_MB")
+    if given is None:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        return min(pages * size // 4, 8 << 30)
+    if not given.isdigit():
+        raise SpikingError(
+            f"environment variable SPIKING_ARENA_MB: got {given!r}; expected a whole number of megabytes."
+        )
+    return int(given) << 20
+
+
+def _why_not_cuda(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"the tensors are on {device.type}"
+    if importlib.util.find_spec("cupy") is None:
+        return "cupy is not installed (pip install spiking[cuda])"
+    return None
+
+
+def _why_not_cpu(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"the tensors are on {device.type}"
+    if compiled() is None:
+        return "the compiled module was not built"
+    return None
+
+
+_CPU = Choice("cpu", {"cuda": "the tensors are on cpu", "reference": "it is slower"})
+
+
+def choose(device: torch.device) -> Choice:
+    """The backend for tensors on `device`.
+
+    Errors: SpikingError where SPIKING_BACKEND asks for one that cannot run here.
+    """
+    wanted = _setting("SPIKING_BACKEND", "auto", BACKENDS)
+    if wanted == "auto" and device.type == "cpu" and compiled() is not None:
+        return _CPU  # the common case, asked at every call
+    reasons = {"cpu": _why_not_cpu(device), "cuda": _why_not_cuda(device), "reference": None}
+    if wanted != "auto":
+        reason = reasons[wanted]
+        if reason is not None:
+            raise SpikingError(
+                f'backend "{wanted}" cannot run here: {reason}. Unset SPIKING_BACKEND to let the library pick, or use "reference".'
+            )
+        return Choice(wanted, {name: f"SPIKING_BACKEND={wanted}" for name in reasons if name != wanted})
+    not_used = {}
+    for name, reason in reasons.items():
+        if reason is None:
+            return Choice(name, not_used)
+        not_used[name] = reason
+    raise AssertionError("the reference runs everywhere")
+
+
+def report() -> dict[str, Any]:
+    """Facts for `spiking doctor`: backends and reasons, instruction sets, threads, arena, cost of fresh memory."""
+    module = compiled()
+    device = torch.device("cpu")
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "threads": threads(),
+        "cpu": choose(device).__dict__,
+        "cuda": choose(torch.device("cuda")).__dict__ if torch.cuda.is_available() else "torch sees no CUDA device",
+        "cupy": importlib.util.find_spec("cupy") is not None,
+    }
+    if module is not None:
+        probe = 64 << 20
+        fault = min(module.page_fault_seconds(probe) for _ in range(3))
+        facts["compiled"] = {"level": module.level(), "levels": module.levels(), "openmp": module.threaded}
+        facts["arena"] = module.arena_stats()
+        facts["fresh_memory_ms_per_128_mb"] = fault * 2e3
+    return facts

@@ -1,0 +1,35 @@
+// What the bindings hand to the kernels of one instruction set: plain pointers and numbers, so that this header holds no inline code.
+#pragma once
+
+struct NeuronCall {
+    // Forward: x [T, N] in `dtype`; everything else in the state's type (double for float64, else float).
+    const void* x;
+    void* s;                   // [T, N] in `dtype`
+    void* saved;               // value: h [T, N]; half: h - threshold [T, N] in 16 bits; recompute: states at chunk borders
+    const void* state0;        // [S, N]; null: at rest
+    void* state1;              // [S, N]
+    const void* params;        // [3, C]: beta, threshold, beta_syn; null: the three numbers below
+    double beta, threshold, beta_syn;
+    // Backward.
+    const void* grad_s;        // [T, N], or one number where grad_s_is_scalar; null: zero
+    const void* grad_state1;   // [S, N]; null: zero
+    void* grad_x;              // [T, N] in `dtype`
+    void* grad_state0;         // [S, N]; null: not wanted
+    double* grad_params;       // [threads, 3, C], zeroed by the caller; null: not wanted
+    bool grad_s_is_scalar;
+
+    long long T, N, C, inner;  // neuron n uses parameter (n / inner) % C
+    int dtype;                 // 0 float32, 1 float64, 2 bfloat16, 3 float16
+    int save;                  // 0 nothing, 1 value, 2 half, 3 recompute
+    int kind, reset, surrogate, refractory, threads;
+    bool tie_gt, decay_input, detach_reset, reset_delay, residual_reset, normalize;
+    double v_reset, v_leak, beta_adapt, adapt_scale, a, b;
+};
+
+constexpr int CHUNK = 16;      // steps between two saved states where the backward recomputes
+
+struct KernelTable {
+    const char* level;
+    void (*forward)(const NeuronCall&);
+    void (*backward)(const NeuronCall&);
+};

@@ -1,0 +1,124 @@
+"""The integrate-and-fire family in plain torch: the oracle that every kernel must match, and the fallback where no kernel can run.
+
+Autograd differentiates these loops; only the spike itself has a hand-written backward (the surrogate). No tricks, no early exits.
+State tensors are `[S, B, *]` with rows v, then i (CuBa) or b (adaptive), then the refractory steps left where `refractory > 0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rule", "run", "spike"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is the same for all neurons of a call. `surrogate` is an object with `grad(u)`."""
+
+    surrogate: Any
+    kind: str = "lif"  # lif | cuba | adaptive
+    reset: str = "subtract"  # subtract | zero | none
+    tie: str = "ge"  # ge | gt
+    decay_input: bool = False
+    detach_reset: bool = False
+    reset_delay: bool = False
+    residual_reset: bool = False
+    normalize: bool = False
+    v_reset: float = 0.0
+    v_leak: float = 0.0
+    beta_adapt: float = 0.0
+    adapt_scale: float = 0.0
+    refractory: int = 0
+
+    @property
+    def n_states(self) -> int:
+        return 1 + (self.kind != "lif") + (self.refractory > 0)
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, tie: str, grad: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.grad = grad
+        fired = u > 0 if tie == "gt" else u >= 0
+        return torch.where(u.isnan(), u, fired.to(u.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        return grads[0] * ctx.grad(u), None, None
+
+
+def spike(u: Tensor, rule: Rule) -> Tensor:
+    """1 where `u` reaches 0 (`tie="ge"`) or exceeds it (`"gt"`), else 0; NaN where u is NaN. ds/du is the surrogate's."""
+    return _Spike.apply(u, rule.tie, rule.surrogate.grad)
+
+
+def _distance(h: Tensor, theta: Tensor, rule: Rule) -> Tensor:
+    return h / theta - 1 if rule.normalize else h - theta
+
+
+def _step(
+    x: Tensor, v: Tensor, extra: Tensor, beta: Tensor, threshold: Tensor, beta_syn: Tensor, rule: Rule
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step -> (spike, v, extra, h); `extra` is the synaptic current (CuBa) or the adaptation (adaptive)."""
+    theta = threshold + rule.adapt_scale * extra if rule.kind == "adaptive" else threshold
+    drive = (1 - beta) * x if rule.decay_input else x
+    if rule.kind == "cuba":
+        extra = beta_syn * extra + x
+        drive = extra
+    due = None
+    if rule.reset_delay or rule.residual_reset:
+        due = spike(_distance(v, theta, rule), rule)
+        due = due.detach() if rule.detach_reset or rule.residual_reset else due
+    if rule.reset_delay and rule.reset == "zero":
+        v = (1 - due) * v + due * rule.v_reset
+    h = beta * v + drive + (1 - beta) * rule.v_leak
+    if due is not None and rule.reset == "subtract":
+        h = h - theta * due
+    s = spike(_distance(h, theta, rule), rule)
+    r = s.detach() if rule.detach_reset else s
+    after = h
+    if not rule.reset_delay:
+        if rule.reset == "subtract":
+            after = h - theta * (r - due if rule.residual_reset else r)
+        elif rule.reset == "zero":
+            after = torch.where(r == 0, h - r * (h - rule.v_reset), rule.v_reset + (1 - r) * (h - rule.v_reset))
+    return s, after, extra, h
+
+
+def run(
+    x: Tensor, state: Tensor, beta: Tensor, threshold: Tensor, beta_syn: Tensor, rule: Rule
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole sequences: x [T, B, *], state [S, B, *] -> (spikes [T, B, *], last state [S, B, *], h [T, B, *]).
+
+    The parameters broadcast against x[0]. Maths in the dtype of `state`; spikes return in the dtype of x.
+    """
+    rows = list(state.unbind(0))
+    left = rows.pop() if rule.refractory else None
+    v = rows[0]
+    extra = rows[1] if rule.kind != "lif" else v
+    beta_adapt = torch.tensor(rule.beta_adapt, dtype=state.dtype, device=state.device)
+    spikes, membranes = [], []
+    for x_t in x.to(state.dtype).unbind(0):
+        s, after, new_extra, h = _step(x_t, v, extra, beta, threshold, beta_syn, rule)
+        if left is not None:
+            resting = left > 0
+            h = torch.where(resting, v, h)
+            s = torch.where(resting, torch.zeros_like(s), s)
+            after = torch.where(resting, v, after)
+            left = torch.where(resting, left - 1, s.detach() * rule.refractory)
+        if rule.kind == "adaptive":
+            new_extra = beta_adapt * extra + (1 - beta_adapt) * s
+        v, extra = after, new_extra
+        spikes.append(s)
+        membranes.append(h)
+    last = [v] + ([extra] if rule.kind != "lif" else []) + ([left] if left is not None else [])
+    if not spikes:
+        return torch.empty_like(x), torch.stack(last), x.new_empty(x.shape, dtype=state.dtype)
+    return torch.stack(spikes).to(x.dtype), torch.stack(last), torch.stack(membranes)

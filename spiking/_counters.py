@@ -1,0 +1,291 @@
+"""What an operand touches: fan-out of every input element, exact counts, and the class of the values.
+
+A weight layer connects input element i to output element o through one stored weight, inside the real input and
+output: zero padding makes no connection, nor do the cropped outputs of a transposed convolution. F[i] is the number
+of connections of element i; one non-zero operand costs F[i] synaptic operations. F depends on shapes only, so it is
+built once, as the adjoint of the layer with all weights one, and counting is a product of the operand with F.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as TF
+
+CLASSES = ("binary", "ternary", "scaled_binary", "scaled_ternary", "graded", "analogue")
+"""Operand classes, in the order of their number in a trace file."""
+
+MAX_LEVELS = 32
+_EXACT = 2**24  # integers below this are exact in float32, and so are sums of them that stay below it
+_LEVEL_TOLERANCE = 1e-3
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+
+
+class Levels(NamedTuple):
+    """The distinct non-zero magnitudes that an operand took; `magnitudes=None` once there are too many to be levels."""
+
+    magnitudes: tuple[float, ...] | None = ()
+    signed: bool = False
+
+    def join(self, other: Levels) -> Levels:
+        """The levels of both together."""
+        if self.magnitudes is None or other.magnitudes is None:
+            return Levels(None, self.signed or other.signed)
+        return Levels(_cluster(self.magnitudes + other.magnitudes), self.signed or other.signed)
+
+    def classify(self) -> tuple[str, float]:
+        """(class, scale): every value is an integer multiple of the scale unless the class is "analogue"."""
+        if self.magnitudes is None:
+            return "analogue", 1.0
+        if not self.magnitudes:
+            return "binary", 1.0
+        if len(self.magnitudes) == 1:
+            name = "ternary" if self.signed else "binary"
+            scale = self.magnitudes[0]
+            return (name, 1.0) if scale == 1.0 else (f"scaled_{name}", scale)
+        smallest = self.magnitudes[0]
+        for m in range(1, 9):
+            k = np.asarray(self.magnitudes) * (m / smallest)
+            if np.abs(k - np.rint(k)).max() < _LEVEL_TOLERANCE and np.rint(k).max() <= MAX_LEVELS:
+                return "graded", smallest / m
+        return "analogue", 1.0
+
+
+class OperandCounts(NamedTuple):
+    """Counts of one operand [T, B, *]: per step and sample where a bootstrap over samples needs them."""
+
+    nnz: np.ndarray  # [T, B] int64
+    abs_sum: np.ndarray  # [T] float64
+    syn: np.ndarray  # [T, B] int64
+    syn_eff: np.ndarray  # [T] int64
+    per_element: np.ndarray  # [I] int64: non-zeros of each element over steps and batch
+    levels: list[Levels]  # T of them
+    repeated: bool  # bit-identical in all steps, of which there are at least two
+
+
+def connections(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...], weight: Tensor) -> Tensor:
+    """Connections of each input element [numel(in_shape)], int64, counting the non-zero entries of `weight`.
+
+    `weight` is the layer's own, or ones of its shape for weights stored densely. Shapes are those of one sample.
+    """
+    ones = (weight.detach() != 0).to("cpu", torch.float64)
+    if isinstance(layer, nn.Linear):
+        return ones.sum(0).long().expand(*in_shape[:-1], -1).reshape(-1)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        x = torch.zeros(1, *in_shape, dtype=torch.float64, requires_grad=True)
+        ones = ones.clone()  # a tensor made under inference_mode cannot take part in autograd
+        (adjoint,) = torch.autograd.grad(_convolve(layer, x, ones, out_shape).sum(), x)
+    return adjoint.round().long().flatten()
+
+
+def _convolve(layer: nn.Module, x: Tensor, weight: Tensor, out_shape: tuple[int, ...]) -> Tensor:
+    for kind in _CONVOLUTIONS:
+        if isinstance(layer, kind):
+            return kind._conv_forward(layer, x, weight, None)  # type: ignore[arg-type]
+    dims = len(out_shape) - 1
+    # output_padding may come from the call's output_size, so it is read off the shapes
+    extra = [
+        out_shape[1 + d]
+        - ((x.shape[2 + d] - 1) * layer.stride[d] - 2 * layer.padding[d])
+        - (layer.dilation[d] * (layer.kernel_size[d] - 1) + 1)
+        for d in range(dims)
+    ]
+    transposed = (TF.conv_transpose1d, TF.conv_transpose2d, TF.conv_transpose3d)[dims - 1]
+    return transposed(x, weight, None, layer.stride, layer.padding, extra, layer.groups, layer.dilation)
+
+
+def layer_kind(layer: nn.Module) -> str | None:
+    """The kind under which a weight layer is recorded, or None if it is none."""
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    for dims, kind in enumerate(_CONVOLUTIONS, 1):
+        if isinstance(layer, kind):
+            return f"conv{dims}d"
+    for kind, dims in _TRANSPOSED.items():
+        if isinstance(layer, kind):
+            return f"convtranspose{dims}d"
+    return None
+
+
+def padded_macs(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
+    """Multiplications that conventional FLOP counters report for one sample: padding counted as if it were input."""
+    if isinstance(layer, nn.Linear):
+        return math.prod(in_shape) * layer.out_features
+    kernel = math.prod(layer.kernel_size)
+    if isinstance(layer, _CONVOLUTIONS):
+        return math.prod(out_shape) * (layer.in_channels // layer.groups) * kernel
+    return math.prod(in_shape) * (layer.out_channels // layer.groups) * kernel
+
+
+def pool_windows(pool: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[Tensor, int]:
+    """(windows that contain each input element [numel(in_shape)], elements of one window summed over all outputs)."""
+    dims = len(in_shape) - 1
+    per_axis = []
+    for d in range(dims):
+        n_in, n_out = in_shape[1 + d], out_shape[1 + d]
+        kernel = getattr(pool, "kernel_size", None)
+        if kernel is None:  # adaptive
+            spans = [(i * n_in // n_out, -(-(i + 1) * n_in // n_out)) for i in range(n_out)]
+        else:
+            k, s, p = (_axis(v, d) for v in (kernel, pool.stride or kernel, pool.padding))
+            step = _axis(getattr(pool, "dilation", 1), d)
+            if step != 1:
+                spans = [(i * s - p + j * step, i * s - p + j * step + 1) for i in range(n_out) for j in range(k)]
+            else:
+                spans = [(i * s - p, i * s - p + k) for i in range(n_out)]
+        hits = torch.zeros(n_in, dtype=torch.int64)
+        for start, stop in spans:
+            hits[max(start, 0) : max(min(stop, n_in), 0)] += 1
+        per_axis.append(hits)
+    windows = per_axis[0]
+    for hits in per_axis[1:]:
+        windows = windows.unsqueeze(-1) * hits
+    windows = windows.expand(in_shape[0], *windows.shape).reshape(-1)
+    return windows, int(windows.sum())
+
+
+def _axis(value: int | tuple[int, ...], d: int) -> int:
+    return value[d] if isinstance(value, tuple | list) else value
+
+
+class Scratch:
+    """Buffers that live as long as a recording: fresh memory costs more here than the counting itself."""
+
+    def __init__(self) -> None:
+        self._mask = torch.empty(0, dtype=torch.bool)
+
+    def nonzero(self, x: Tensor) -> Tensor:
+        """Mask of the non-zero elements of x, in a buffer that the next call overwrites."""
+        if self._mask.numel() < x.numel() or self._mask.device != x.device:
+            with torch.inference_mode(False):
+                self._mask = torch.empty(x.numel(), dtype=torch.bool, device=x.device)
+        mask = self._mask[: x.numel()].view(x.shape)
+        return torch.ne(x, 0, out=mask)
+
+
+def count_nonzero_per_step(x: Tensor, scratch: Scratch) -> np.ndarray:
+    """Non-zero elements of x [T, ...] in each step, int64 [T]."""
+    mask = scratch.nonzero(x).reshape(x.shape[0], -1)
+    if mask.is_cuda:
+        return mask.sum(1).cpu().numpy()
+    return np.array([np.count_nonzero(row) for row in mask.numpy()], dtype=np.int64)
+
+
+def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, scratch: Scratch) -> OperandCounts:
+    """Count an operand [T, B, *] against the fan-out of its elements.
+
+    Raises FloatingPointError if x holds NaN or Inf; the caller knows the layer's name.
+    """
+    x = x.detach()
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    steps, batch = x.shape[:2]
+    if steps > 1 and x.stride(0) == 0:  # one step expanded over time: direct coding
+        one = count_operand(x[:1], fan, fan_eff, scratch)
+        return OperandCounts(
+            one.nnz.repeat(steps, 0),
+            one.abs_sum.repeat(steps),
+            one.syn.repeat(steps, 0),
+            one.syn_eff.repeat(steps),
+            one.per_element * steps,
+            one.levels * steps,
+            True,
+        )
+    flat = x.reshape(steps * batch, -1)
+    row_sum = flat.sum(1, dtype=torch.float64 if flat.shape[1] >= _EXACT else None)
+    if _is_binary(flat, row_sum):
+        counted, nnz, abs_rows = flat, row_sum, row_sum.double()
+        sums = row_sum.reshape(steps, batch).sum(1).tolist()
+        levels = [Levels((1.0,)) if s else Levels() for s in sums]
+    else:
+        abs_rows = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float64)
+        if not bool(torch.isfinite(abs_rows).all()):
+            raise FloatingPointError("the operand holds NaN or Inf")
+        levels = [_levels(step) for step in x.reshape(steps, -1)]
+        counted = scratch.nonzero(flat).to(torch.float32)
+        nnz = counted.sum(1)
+    syn = _product(counted, fan)
+    syn_eff = syn if fan_eff is fan else _product(counted, fan_eff)
+    if steps * batch < _EXACT:
+        per_element = counted.sum(0)
+    else:
+        per_element = counted.sum(0, dtype=torch.float64)
+    return OperandCounts(
+        _int(nnz).reshape(steps, batch),
+        abs_rows.reshape(steps, batch).sum(1).cpu().numpy(),
+        syn.reshape(steps, batch),
+        syn_eff.reshape(steps, batch).sum(1),
+        _int(per_element),
+        levels,
+        steps > 1 and all(torch.equal(x[0], x[t]) for t in range(1, steps)),
+    )
+
+
+def _int(x: Tensor) -> np.ndarray:
+    return x.round().long().cpu().numpy()
+
+
+def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
+    """mask [R, I] @ fan [I], exact: in slices whose sums stay below 2^24, or in float64 where products are rounded."""
+    if mask.is_cuda or torch.get_float32_matmul_precision() != "highest":
+        return _int(mask.double() @ fan.to(mask.device, torch.float64))
+    total = int(fan.sum())
+    if total < _EXACT:
+        return _int(mask @ fan.to(mask.dtype))
+    bounds = [0]
+    running = torch.cumsum(fan, 0).tolist()
+    spent = 0
+    for i, value in enumerate(running):
+        if value - spent >= _EXACT:
+            bounds.append(i)
+            spent = running[i - 1]
+    bounds.append(len(running))
+    parts = [_int(mask[:, a:b] @ fan[a:b].to(mask.dtype)) for a, b in zip(bounds, bounds[1:])]
+    return np.sum(parts, axis=0)
+
+
+def _is_binary(flat: Tensor, row_sum: Tensor) -> bool:
+    """True if every element is 0 or 1: no sign, mantissa or large exponent bit anywhere, and Σx = Σx²."""
+    if flat.is_cuda:
+        return bool(((flat == 0) | (flat == 1)).all())
+    one = 0x3F800000 if flat.dtype == torch.float32 else 0x3FF0000000000000
+    bits = flat.numpy().view(np.int32 if flat.dtype == torch.float32 else np.int64)
+    if int(np.bitwise_or.reduce(bits, axis=None)) not in (0, one):
+        return False
+    return bool(torch.equal(torch.linalg.vecdot(flat, flat).to(row_sum.dtype), row_sum))
+
+
+def _levels(step: Tensor) -> Levels:
+    """The levels of one step, flat."""
+    nonzero = step[step != 0].double()
+    if nonzero.numel() == 0:
+        return Levels()
+    low, high = (float(v) for v in nonzero.aminmax())
+    signed = low < 0
+    magnitude = nonzero.abs()
+    smallest, largest = float(magnitude.min()), max(-low, high)
+    if largest > (MAX_LEVELS + 0.5) * smallest:
+        return Levels(None, signed)
+    relative = magnitude / smallest
+    # A look at a few values settles most analogue operands; sorting all of them is slow.
+    if torch.unique(relative[:4096].round(decimals=4)).numel() > MAX_LEVELS:
+        return Levels(None, signed)
+    found = torch.unique(magnitude).numpy(force=True)
+    magnitudes = _cluster(tuple(found.tolist())) if found.size <= 4096 else None
+    return Levels(magnitudes, signed)
+
+
+def _cluster(magnitudes: tuple[float, ...]) -> tuple[float, ...] | None:
+    """Sorted magnitudes, those that differ by rounding only taken as one; None if more than MAX_LEVELS remain."""
+    kept: list[float] = []
+    for value in sorted(magnitudes):
+        if not kept or value - kept[-1] > 1e-4 * kept[0]:
+            kept.append(value)
+            if len(kept) > MAX_LEVELS:
+                return None
+    return tuple(kept)

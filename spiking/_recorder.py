@@ -1,0 +1,588 @@
+"""Hooks that watch a model run and fill an `EventTrace`; see `spiking.trace.record`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from spiking import _counters as counters
+from spiking._counters import Levels, OperandCounts
+from spiking.errors import SpikingError
+from spiking.trace import EventTrace, LayerTrace, Recording, join_layer
+
+INPUT = "(input)"
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_OTHER_NORMS = tuple(
+    kind
+    for kind in (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, getattr(nn, "RMSNorm", None))
+    if kind is not None
+)
+
+
+class Fans(NamedTuple):
+    """Connections of each input element: stored weights, weights that are not zero; and facts about the weights."""
+
+    stored: Tensor
+    nonzero: Tensor
+    dense: int
+    w_nnz: int
+    w_abs_mean: float
+    w_abs_max: float
+
+
+@dataclass
+class Pass:
+    """What one layer did during one forward pass of the model, before it is added to the trace."""
+
+    row: LayerTrace
+    samples: int
+    next_step: int = 0
+    levels: list[Levels] = field(default_factory=list)
+    syn: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [T, B]
+    spikes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [T, B]
+    first: Tensor | None = None  # operand of the first step while every later one equals it
+    repeated: bool = True
+
+
+class Producer(NamedTuple):
+    """Who wrote a storage; the weak reference keeps its address from being used again while we remember it."""
+
+    name: str
+    storage: StorageWeakRef
+    version: int
+    numel: int
+
+
+class Recorder:
+    """Context manager that attaches the hooks; entering it returns the trace that they fill."""
+
+    def __init__(
+        self, model: nn.Module, *, keep_spikes: int, steps: int | None, data_id: str, seed: int | None, dt: float | None
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise SpikingError(f"record: got {type(model).__name__}; expected a torch.nn.Module.")
+        if keep_spikes < 0:
+            raise SpikingError(f"record: got keep_spikes={keep_spikes}; expected a number of samples, 0 or more.")
+        self.model = model
+        self.keep_spikes = keep_spikes
+        self.stated_steps = steps
+        self.trace = EventTrace(
+            model_name=type(model).__name__,
+            data_id=data_id,
+            seed=seed,
+            dt=dt,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            software=_versions(),
+        )
+        self._handles: list[Any] = []
+        self._scratch = counters.Scratch()
+        self._fans: dict[tuple[str, tuple[int, ...]], tuple[int, Fans]] = {}
+        self._consumers: dict[str, set[str]] = {}
+        self._reset()
+
+    def __enter__(self) -> EventTrace:
+        self.trace.model_hash = model_hash(self.model)
+        first = next(self.model.parameters(), None)
+        if first is not None:
+            self.trace.dtype, self.trace.device = str(first.dtype).removeprefix("torch."), str(first.device)
+        self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for name, module, observe in _observed(self.model):
+            self._handles.append(module.register_forward_hook(_hook(observe, self, name), with_kwargs=True))
+        self._handles.append(self.model.register_forward_hook(self._end, with_kwargs=True))
+        return self.trace
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._reset()
+
+    # one forward pass of the model
+
+    def _reset(self) -> None:
+        self._passes: dict[str, Pass] = {}
+        self._calls: dict[str, int] = {}
+        self._producers: dict[int, Producer] = {}
+        self._kept: dict[str, list[Tensor]] = {}
+        self._steps = self._batch = 0
+        self._input: Tensor | None = None
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._reset()
+        x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        if x is None or x.ndim == 0:
+            raise SpikingError(f"record: {type(model).__name__} was called without a tensor; expected [T, B, …].")
+        self._input = x.detach()
+        self._produced(x, INPUT)
+        steps = self.stated_steps
+        if steps is None:
+            time_first = x.is_floating_point() or x.ndim != 2  # token indices [B, T] are the exception
+            self._steps, self._batch = (_first_two(x) if time_first else (x.shape[1], x.shape[0]))
+        else:
+            self._steps = steps
+            self._batch = x.shape[1] if x.ndim > 1 and x.shape[0] == steps and x.is_floating_point() else x.shape[0]
+
+    def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if not self._passes:
+            raise SpikingError(f"record: {type(model).__name__} has no layer that can be counted (weights or neurons).")
+        if self.trace.n_steps and self.trace.n_steps != self._steps:
+            raise SpikingError(
+                f"record: got {self._steps} time steps after {self.trace.n_steps} in the pass before; "
+                "expected one length. Record the lengths in separate traces."
+            )
+        known = {row.name: row for row in self.trace.layers}
+        for name, done in self._passes.items():
+            self._finish(done)
+            if name in known:
+                join_layer(known[name], done.row)
+            elif self.trace.n_samples:
+                raise SpikingError(f"record: layer {name} did not run in the passes before; expected the same layers.")
+            else:
+                self.trace.layers.append(done.row)
+        if len(known) > len(self._passes):
+            missing = next(n for n in known if n not in self._passes)
+            raise SpikingError(f"record: layer {missing} did not run in this pass; expected the same layers.")
+        self.trace.n_steps = self._steps
+        self.trace.n_samples += self._batch
+        self._fold_norms()
+        self._keep(out)
+        self._reset()
+
+    def _finish(self, done: Pass) -> None:
+        row = done.row
+        if done.levels:
+            row.levels_step = done.levels + [Levels()] * (self._steps - len(done.levels))
+            row.levels = Levels()
+            for levels in done.levels:
+                row.levels = row.levels.join(levels)
+        row.repeated_input = done.repeated and done.next_step > 1 and row.is_weight_layer
+        row.syn_sample = done.syn.sum(0) if done.syn.size else np.zeros(done.samples, np.int64)
+        row.spikes_sample = done.spikes.sum(0) if done.spikes.size else np.zeros(done.samples, np.int64)
+        per_sample = int(row.counts["updates"].sum()) // max(done.samples, 1)
+        row.updates_sample = np.full(done.samples, per_sample, np.int64)
+
+    def _fold_norms(self) -> None:
+        """A batch norm in eval mode, directly behind the weights and their only reader, becomes part of them."""
+        for row in self.trace.layers:
+            if row.kind != "norm" or row.train_mode or not row.config.get("foldable") or len(row.operand_of) != 1:
+                continue
+            source = row.operand_of[0]
+            if self._consumers.get(source) == {row.name} and source != INPUT and self.trace[source].is_weight_layer:
+                row.folded_into = source
+
+    def _keep(self, out: Any) -> None:
+        missing = self.keep_spikes - len(self.trace.recordings)
+        if missing <= 0 or self._input is None:
+            return
+        if isinstance(out, tuple | list):
+            out = next((v for v in out if isinstance(v, Tensor)), None)
+        lead = (self._steps, self._batch)
+        kept = {name: torch.cat(parts) for name, parts in self._kept.items()}
+        for b in range(min(missing, self._batch)):
+            x = self._input
+            shown = x[:, b] if tuple(x.shape[:2]) == lead else x[b : b + 1]
+            answer = None
+            if isinstance(out, Tensor):
+                o = out.detach().float()
+                answer = o[:, b] if tuple(o.shape[:2]) == lead else o[b] if o.shape[0] == self._batch else None
+            self.trace.recordings.append(
+                Recording(
+                    _numpy(shown),
+                    {name: _numpy(s[:, b] != 0).astype(np.uint8) for name, s in kept.items()},
+                    None if answer is None else _numpy(answer),
+                )
+            )
+
+    # who made a tensor, who reads it
+
+    def _produced(self, x: Any, name: str) -> None:
+        if isinstance(x, Tensor) and x.layout == torch.strided:
+            storage = x.untyped_storage()
+            self._producers[storage._cdata] = Producer(name, StorageWeakRef(storage), _version(x), x.numel())
+
+    def _reads(self, x: Tensor, row: LayerTrace) -> None:
+        found = self._producers.get(x.untyped_storage()._cdata)
+        same = found is not None and not found.storage.expired() and found.version == _version(x)
+        name = found.name if found is not None and same and found.numel == x.numel() else ""
+        if name:
+            self._consumers.setdefault(name, set()).add(row.name)
+            if not row.operand_of:
+                row.operand_of = (name,)
+
+    # shapes
+
+    def sequence(self, x: Tensor, name: str, feature_dims: int) -> Tensor:
+        """x as [t, B, *]: the whole sequence, a part of it, or one step."""
+        lead = (self._steps, self._batch)
+        if x.ndim >= feature_dims + 2 and tuple(x.shape[:2]) == lead:
+            return x
+        if x.ndim > feature_dims and x.shape[0] == self._steps * self._batch:
+            return x.reshape(*lead, *x.shape[1:])
+        if x.ndim == feature_dims + 2 and x.shape[1] == self._batch and x.shape[0] < self._steps:
+            return x
+        if x.ndim > feature_dims and x.shape[0] == self._batch:
+            return x.unsqueeze(0)
+        raise SpikingError(
+            f"record: layer {name}: got an input of shape {list(x.shape)}; expected [T, B, …], [T·B, …] or one step "
+            f"[B, …] with T={self._steps}, B={self._batch}. If the model's input has no time axis, pass steps=T."
+        )
+
+    def start(self, name: str, n: int, make: Callable[[str], LayerTrace]) -> tuple[Pass, slice]:
+        """The running pass of a layer and the n steps that this call covers."""
+        whole = n == self._steps
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        key = name if not whole or call == 0 else f"{name}#{call + 1}"
+        if key not in self._passes:
+            self._passes[key] = Pass(make(key), self._batch)
+        done = self._passes[key]
+        steps = slice(0, n) if whole else slice(done.next_step, done.next_step + n)
+        if steps.stop > self._steps:
+            raise SpikingError(
+                f"record: layer {name} ran for more than T={self._steps} steps in one pass; expected the whole "
+                "sequence at once, or its steps one by one. If the model's input has no time axis, pass steps=T."
+            )
+        done.next_step = steps.stop
+        return done, steps
+
+    # layers
+
+    def weights(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+        """One call of a linear or convolutional layer."""
+        kind = counters.layer_kind(layer)
+        dims = 1 if kind == "linear" else len(layer.weight.shape) - 1
+        seq = self.sequence(x.detach(), name, dims)
+        out_shape = tuple(y.shape[-dims:] if kind != "linear" else (*seq.shape[2:-1], y.shape[-1]))
+        row = self.operand(name, layer, seq, out_shape, source=x)
+        self._produced(y, row.name)
+
+    def operand(
+        self,
+        name: str,
+        layer: nn.Module,
+        seq: Tensor,
+        out_shape: tuple[int, ...],
+        source: Tensor | None = None,
+        **config: Any,
+    ) -> LayerTrace:
+        """Count the operand [t, B, *] of a weight layer."""
+        in_shape = tuple(seq.shape[2:])
+        fans = self._fan(name, layer, in_shape, out_shape)
+        done, steps = self.start(
+            name, len(seq), lambda key: self._weight_row(key, layer, in_shape, out_shape, fans, config)
+        )
+        row = done.row
+        if source is not None:
+            self._reads(source, row)
+        try:
+            counts = counters.count_operand(seq, fans.stored, fans.nonzero, self._scratch)
+        except FloatingPointError as err:
+            raise SpikingError(f"record: layer {name}: {err}; expected finite values. Find the layer before it that "
+                               "makes them.") from err  # fmt: skip
+        self._add_operand(done, steps, counts, seq)
+        if row.bias:
+            row.counts["bias_adds"][steps] += row.n_outputs * self._batch
+        return row
+
+    def _add_operand(self, done: Pass, steps: slice, counts: OperandCounts, seq: Tensor) -> None:
+        row = done.row
+        row.counts["in_numel"][steps] += math.prod(seq.shape[1:])
+        row.counts["in_nnz"][steps] += counts.nnz.sum(1)
+        row.counts["syn"][steps] += counts.syn.sum(1)
+        row.counts["syn_eff"][steps] += counts.syn_eff
+        row.in_abs_sum[steps] += counts.abs_sum
+        row.spike_count = row.spike_count + counts.per_element
+        done.levels += counts.levels
+        done.syn = np.concatenate([done.syn.reshape(-1, self._batch), counts.syn])
+        done.repeated &= len(seq) == 1 or counts.repeated
+        if len(seq) < self._steps and done.repeated:
+            if done.first is None:
+                done.first = seq[0].clone()
+            done.repeated = torch.equal(done.first, seq[0])
+
+    def _fan(self, name: str, layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
+        version = _version(layer.weight)
+        key = (name, in_shape)
+        if key not in self._fans or self._fans[key][0] != version:
+            weight = layer.weight.detach()
+            stored = counters.connections(layer, in_shape, out_shape, torch.ones(weight.shape))
+            w_nnz = int(torch.count_nonzero(weight))
+            sparse = w_nnz < weight.numel()
+            nonzero = counters.connections(layer, in_shape, out_shape, weight) if sparse else stored
+            magnitude = weight.double().abs()
+            mean, largest = (float(magnitude.mean()), float(magnitude.max())) if weight.numel() else (0.0, 0.0)
+            self._fans[key] = (version, Fans(stored, nonzero, int(stored.sum()), w_nnz, mean, largest))
+        return self._fans[key][1]
+
+    def _weight_row(
+        self,
+        name: str,
+        layer: nn.Module,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        fans: Fans,
+        config: dict[str, Any],
+    ) -> LayerTrace:
+        weight = layer.weight.detach()
+        bias = getattr(layer, "bias", None)
+        for key in ("stride", "padding", "dilation", "groups", "output_padding"):
+            if hasattr(layer, key):
+                config[key] = getattr(layer, key)
+        return LayerTrace(
+            name,
+            type(layer).__name__,
+            counters.layer_kind(layer) or "other",
+            in_shape,
+            out_shape,
+            self._steps,
+            weight_shape=tuple(weight.shape),
+            config=config,
+            params=weight.numel() + (0 if bias is None else bias.numel()),
+            w_nnz=fans.w_nnz,
+            w_abs_mean=fans.w_abs_mean,
+            w_abs_max=fans.w_abs_max,
+            bias=bias is not None,
+            dense=fans.dense,
+            dense_padded=counters.padded_macs(layer, in_shape, out_shape),
+            spike_count=np.zeros(math.prod(in_shape), np.int64),
+            fan_out=fans.stored.numpy(),
+        )
+
+    def neuron(self, name: str, layer: nn.Module, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
+        """One call of a neuron layer, [T, B, *] → [T, B, *]; `before` are the spikes that precede a recurrent one."""
+        current, spikes = x.detach(), y.detach()
+        steps_here, batch = _first_two(current)
+        fits = batch == self._batch and steps_here <= self._steps
+        if not fits and self._passes:
+            raise SpikingError(
+                f"record: layer {name}: got an input of shape {list(x.shape)}; expected [T, B, …] with T={self._steps}, "
+                f"B={self._batch}. If the model's input has no time axis, pass steps=T."
+            )
+        if not fits:
+            self._steps, self._batch = steps_here, batch
+        shape = tuple(spikes.shape[2:])
+        recurrent = recurrent_weights(layer)
+        if recurrent is not None:
+            first = torch.zeros_like(spikes[:1]) if before is None else before.detach().unsqueeze(0)
+            previous = torch.cat([first, spikes[:-1]])
+            self.operand(f"{name}.recurrent", recurrent, previous, shape, recurrent=True)
+            current = current + nn.functional.linear(previous, recurrent.weight, recurrent.bias)
+            layer = layer.neuron if isinstance(getattr(layer, "neuron", None), nn.Module) else layer
+        done, steps = self.start(
+            name,
+            len(current),
+            lambda key: LayerTrace(
+                key,
+                type(layer).__name__,
+                "neuron",
+                shape,
+                shape,
+                self._steps,
+                neuron=describe(layer),
+                params=sum(p.numel() for p in layer.parameters(recurse=recurrent is None)),
+                spike_count=np.zeros(math.prod(shape), np.int64),
+            ),
+        )
+        row = done.row
+        self._reads(x, row)
+        none = torch.zeros(math.prod(shape), dtype=torch.int64)
+        try:
+            counts = counters.count_operand(spikes, none, none, self._scratch)
+        except FloatingPointError as err:
+            raise SpikingError(f"record: layer {name}: the neurons emit NaN or Inf; expected spikes. Its input or its "
+                               "parameters hold NaN.") from err  # fmt: skip
+        spiking = counters.Levels()
+        for levels in counts.levels:
+            spiking = spiking.join(levels)
+        row.counts["in_numel"][steps] += math.prod(current.shape[1:])
+        row.counts["updates"][steps] += math.prod(spikes.shape[1:])
+        row.counts["updates_active"][steps] += counters.count_nonzero_per_step(current, self._scratch)
+        row.counts["out_nnz"][steps] += counts.nnz.sum(1)
+        if spiking.classify()[0] == "analogue":
+            row.neuron["output"] = "membrane"  # a readout that emits its potential does not spike
+        else:
+            row.counts["spikes"][steps] += counts.nnz.sum(1)
+            row.spike_count = row.spike_count + counts.per_element
+            done.spikes = np.concatenate([done.spikes.reshape(-1, self._batch), counts.nnz])
+        missing = self.keep_spikes - len(self.trace.recordings)
+        if missing > 0:
+            self._kept.setdefault(row.name, []).append(spikes[:, :missing].cpu().clone())
+        self._produced(y, row.name)
+
+    def pool(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+        """One call of an average or maximum pooling."""
+        dims = pool_dims(layer)
+        seq = self.sequence(x.detach(), name, dims + 1)
+        in_shape, out_shape = tuple(seq.shape[2:]), tuple(y.shape[-dims - 1 :])
+        windows, reached = counters.pool_windows(layer, in_shape, out_shape)
+        average = "avg" in type(layer).__name__.lower()
+        done, steps = self.start(
+            name,
+            len(seq),
+            lambda key: LayerTrace(
+                key,
+                type(layer).__name__,
+                "avgpool" if average else "maxpool",
+                in_shape,
+                out_shape,
+                self._steps,
+                config={"dense_ops": reached - math.prod(out_shape)},
+            ),
+        )
+        row = done.row
+        self._reads(x, row)
+        row.counts["in_numel"][steps] += math.prod(seq.shape[1:])
+        if average:
+            counts = counters.count_operand(seq, windows, windows, self._scratch)
+            row.counts["in_nnz"][steps] += counts.nnz.sum(1)
+            row.counts["pool_adds"][steps] += counts.syn.sum(1)
+        else:
+            row.counts["pool_cmps"][steps] += row.config["dense_ops"] * self._batch
+        self._produced(y, row.name)
+
+    def norm(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+        """One call of a normalisation."""
+        seq = self.sequence(x.detach(), name, 1)
+        shape = tuple(seq.shape[2:])
+        batch_norm = isinstance(layer, _BATCH_NORMS) or "BatchNorm" in type(layer).__name__
+        done, steps = self.start(
+            name,
+            len(seq),
+            lambda key: LayerTrace(
+                key,
+                type(layer).__name__,
+                "norm",
+                shape,
+                shape,
+                self._steps,
+                params=sum(p.numel() for p in layer.parameters()),
+                config={"foldable": batch_norm},
+                train_mode=layer.training,
+            ),
+        )
+        self._reads(x, done.row)
+        done.row.counts["in_numel"][steps] += math.prod(seq.shape[1:])
+        self._produced(y, done.row.name)
+
+
+Observe = Callable[..., None]
+
+
+def _observed(model: nn.Module) -> list[tuple[str, nn.Module, Observe]]:
+    """The modules to watch: nothing inside a watched module is watched again, so that nothing counts twice."""
+    found: list[tuple[str, nn.Module, Observe]] = []
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if inside and name.startswith(inside):
+            continue
+        observe = _observer(module)
+        if observe is not None:
+            found.append((name, module, observe))
+            inside += (f"{name}." if name else "",)
+    return found
+
+
+def _observer(module: nn.Module) -> Observe | None:
+    if counters.layer_kind(module) is not None:
+        return Recorder.weights
+    if is_neuron(module):
+        return Recorder.neuron
+    if pool_dims(module):
+        return Recorder.pool
+    if isinstance(module, _BATCH_NORMS + _OTHER_NORMS) or re.search(r"(Batch|Layer|Group|RMS)Norm", type(module).__name__):
+        return Recorder.norm
+    return None
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """True for a spiking neuron, which says so itself through `describe()`, and for a recurrent layer of such."""
+    if recurrent_weights(module) is not None and isinstance(getattr(module, "neuron", None), nn.Module):
+        return True
+    return callable(getattr(module, "describe", None)) and "state_vars" in module.describe()
+
+
+def recurrent_weights(module: nn.Module) -> nn.Linear | None:
+    """The weights that carry a layer's own spikes of the step before, if it has any."""
+    found = getattr(module, "recurrent", None)
+    return found if isinstance(found, nn.Linear) else None
+
+
+def describe(layer: nn.Module) -> dict[str, Any]:
+    """What a neuron says about itself, in plain numbers and strings."""
+    return {key: _plain(value) for key, value in layer.describe().items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().item() if value.numel() == 1 else value.detach().float().mean().item()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, int | float | str | bool | None) else str(value)
+
+
+def pool_dims(module: nn.Module) -> int:
+    """Spatial axes of a pooling layer; 0 if the module is none."""
+    found = re.search(r"(Avg|Max)Pool([123])d$", type(module).__name__)
+    return int(found[2]) if found else 0
+
+
+def _hook(observe: Observe, recorder: Recorder, name: str) -> Callable[..., None]:
+    def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        y = next((v for v in out if isinstance(v, Tensor)), None) if isinstance(out, tuple | list) else out
+        if x is None or not isinstance(y, Tensor):
+            raise SpikingError(f"record: layer {name} was called without tensors; expected one in and one out.")
+        label = name or type(module).__name__
+        with torch.no_grad():
+            if observe is Recorder.neuron:
+                state = next((v for v in (*args, *kwargs.values()) if hasattr(v, "spikes")), None)
+                recorder.neuron(label, module, x, y, None if state is None else state.spikes)
+            else:
+                observe(recorder, label, module, x, y)
+
+    return seen
+
+
+def model_hash(model: nn.Module) -> str:
+    """sha256 over the names and bytes of the state, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "spiking": version("spiking")}
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _first_two(x: Tensor) -> tuple[int, int]:
+    return x.shape[0], (x.shape[1] if x.ndim > 1 else 1)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    x = x.detach()
+    return (x.float() if x.is_floating_point() else x).cpu().contiguous().numpy()

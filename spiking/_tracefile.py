@@ -1,0 +1,247 @@
+"""Trace files: HDF5, schema 1.0, written under a temporary name and renamed when complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from spiking._counters import CLASSES, Levels
+from spiking.errors import SpikingError
+from spiking.trace import COUNTERS, EventTrace, LayerTrace, Recording
+
+FORMAT = "spiking-trace"
+SCHEMA = "1.0"
+_STATIC = ("params", "w_nnz", "w_abs_mean", "w_abs_max", "dense", "dense_padded")
+_FLAGS = ("bias", "train_mode", "repeated_input")
+_ARRAYS = ("in_abs_sum", "spike_count", "fan_out", "syn_sample", "updates_sample", "spikes_sample")
+_USED = {  # counters a kind of layer has; the others are zero and not stored
+    "neuron": ("in_numel", "updates", "updates_active", "spikes", "out_nnz"),
+    "avgpool": ("in_numel", "in_nnz", "pool_adds"),
+    "maxpool": ("in_numel", "pool_cmps"),
+    "norm": ("in_numel",),
+    "add": ("in_numel", "add_ops", "add_ops_event"),
+}
+_WEIGHTS = ("in_numel", "in_nnz", "syn", "syn_eff", "bias_adds")
+
+
+def save(trace: EventTrace, path: str | PathLike[str]) -> None:
+    """Write a trace; a failure leaves neither a half-written file nor the loss of an older one."""
+    if trace.n_samples == 0:
+        raise SpikingError(f"{os.fspath(path)}: got a trace of zero samples; expected at least one recorded pass.")
+    part = Path(f"{os.fspath(path)}.part")
+    try:
+        with h5py.File(part, "w") as file:
+            _write(file, trace)
+            file.attrs["complete"] = True
+        os.replace(part, path)
+    except OSError as err:
+        part.unlink(missing_ok=True)
+        raise SpikingError(f"{os.fspath(path)}: the trace cannot be written: {err}.") from err
+
+
+def _write(file: h5py.File, trace: EventTrace) -> None:
+    file.attrs.update(
+        {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "mode": "summary",
+            "complete": False,
+            "n_samples": trace.n_samples,
+            "n_steps": trace.n_steps,
+            "dt_s": np.nan if trace.dt is None else trace.dt,
+            "created_utc": trace.created,
+            "software": json.dumps(trace.software),
+            "model_hash": trace.model_hash,
+            "model_name": trace.model_name,
+            "data_id": trace.data_id,
+            "seed": -1 if trace.seed is None else trace.seed,
+            "dtype": trace.dtype,
+            "device": trace.device,
+            "merged_from": json.dumps(trace.merged_from),
+            "units": json.dumps({name: "1" for name in (*COUNTERS, *_ARRAYS)}),
+        }
+    )
+    names = [layer.name for layer in trace.layers]
+    edges, kinds = [], []
+    for i, layer in enumerate(trace.layers):
+        for source in layer.operand_of:
+            if source in names:
+                edges.append((names.index(source), i))
+                kinds.append(0)
+    file["graph/edges"] = np.array(edges, np.int32).reshape(-1, 2)
+    file["graph/kind"] = np.array(kinds, np.uint8)
+    for i, layer in enumerate(trace.layers):
+        _write_layer(file.create_group(f"layers/{i:04d}"), layer)
+    for i, recording in enumerate(trace.recordings):
+        _write_recording(file.create_group(f"recordings/{i:04d}"), recording, names)
+
+
+def _write_layer(group: h5py.Group, layer: LayerTrace) -> None:
+    for name in ("name", "module", "kind", "operand_class", "operand_scale", "folded_into", *_STATIC, *_FLAGS):
+        group.attrs[name] = getattr(layer, name)
+    for name in ("in_shape", "out_shape", "weight_shape"):
+        group.attrs[name] = np.array(getattr(layer, name), np.int64)
+    for name in ("config", "neuron", "operand_of"):
+        group.attrs[name] = json.dumps(getattr(layer, name))
+    group.attrs["levels"] = _pack_levels(layer.levels)
+    for name in _USED.get(layer.kind, _WEIGHTS):
+        _dataset(group, name, layer.counts[name])
+    if layer.is_weight_layer:
+        group.attrs["levels_step"] = json.dumps([_pack_levels(levels) for levels in layer.levels_step])
+        _dataset(group, "class_step", np.array([CLASSES.index(c) for c in layer.class_step], np.uint8))
+        per_sample = [layer.syn_sample, layer.mac_sample, layer.updates_sample, layer.spikes_sample]
+        _dataset(group, "per_sample", np.stack(per_sample, 1).astype(np.float64))
+    for name in _ARRAYS:
+        _dataset(group, name, getattr(layer, name))
+
+
+def _pack_levels(levels: Levels) -> str:
+    return json.dumps([levels.magnitudes, levels.signed])
+
+
+def _unpack_levels(text: str) -> Levels:
+    magnitudes, signed = json.loads(text)
+    return Levels(None if magnitudes is None else tuple(float(m) for m in magnitudes), bool(signed))
+
+
+def _dataset(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    if values.nbytes <= 2048:  # a chunk's index would be larger than the data
+        group.create_dataset(name, data=values)
+        return
+    chunks = (min(len(values), 65536), *values.shape[1:])
+    group.create_dataset(name, data=values, chunks=chunks, compression="gzip", compression_opts=4, shuffle=True)
+
+
+def _write_recording(group: h5py.Group, recording: Recording, names: list[str]) -> None:
+    group.attrs["label"], group.attrs["note"] = recording.label, recording.note
+    group.attrs["classes"] = json.dumps(recording.classes)
+    _dataset(group, "input", recording.input)
+    for name, spikes in recording.spikes.items():
+        key = f"spikes/{names.index(name):04d}"
+        _dataset(group, key, spikes)
+    if recording.output is not None:
+        group["output"] = recording.output
+
+
+def load(path: str | PathLike[str]) -> EventTrace:
+    """Read and check a trace file; see `EventTrace.load`."""
+    where = os.fspath(path)
+    if not Path(path).is_file():
+        raise SpikingError(f"{where}: there is no such file. Record a trace and save it first.")
+    try:
+        with h5py.File(path, "r") as file:
+            _check_header(file, where)
+            trace = _read(file)
+    except SpikingError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
+        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+        raise SpikingError(f"{where}: this is not a readable trace ({reason}). Record it again.") from err
+    for layer in trace.layers:
+        _check_layer(layer, trace, where)
+    trace.merged_from.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    return trace
+
+
+def _check_header(file: h5py.File, where: str) -> None:
+    if file.attrs.get("format") != FORMAT:
+        raise SpikingError(f"{where}: got an HDF5 file that is no trace; expected one written by EventTrace.save.")
+    schema = str(file.attrs.get("schema", ""))
+    if schema.partition(".")[0] != SCHEMA.partition(".")[0]:
+        raise SpikingError(f"{where}: got trace schema {schema}; this version reads {SCHEMA}. Update spiking.")
+    if not bool(file.attrs.get("complete", False)):
+        raise SpikingError(f"{where}: the trace is incomplete: its run ended before it was saved. Record it again.")
+
+
+def _read(file: h5py.File) -> EventTrace:
+    a = file.attrs
+    dt, seed = float(a["dt_s"]), int(a["seed"])
+    trace = EventTrace(
+        n_steps=int(a["n_steps"]),
+        n_samples=int(a["n_samples"]),
+        model_name=str(a["model_name"]),
+        model_hash=str(a["model_hash"]),
+        data_id=str(a["data_id"]),
+        seed=None if seed < 0 else seed,
+        dt=None if np.isnan(dt) else dt,
+        dtype=str(a["dtype"]),
+        device=str(a["device"]),
+        created=str(a["created_utc"]),
+        software=json.loads(a["software"]),
+        merged_from=json.loads(a["merged_from"]),
+    )
+    layers = file["layers"]
+    trace.layers = [_read_layer(layers[key], trace.n_steps) for key in sorted(layers)]
+    names = [layer.name for layer in trace.layers]
+    for key in sorted(file.get("recordings", {})):
+        group = file["recordings"][key]
+        trace.recordings.append(
+            Recording(
+                group["input"][()],
+                {names[int(i)]: group["spikes"][i][()] for i in sorted(group.get("spikes", {}))},
+                group["output"][()] if "output" in group else None,
+                str(group.attrs["label"]),
+                tuple(json.loads(group.attrs["classes"])),
+                str(group.attrs["note"]),
+            )
+        )
+    return trace
+
+
+def _read_layer(group: h5py.Group, n_steps: int) -> LayerTrace:
+    a = group.attrs
+    fields: dict[str, Any] = {name: str(a[name]) for name in ("name", "module", "kind", "folded_into")}
+    fields |= {name: a[name].item() for name in _STATIC}
+    fields |= {name: bool(a[name]) for name in _FLAGS}
+    fields |= {name: tuple(int(n) for n in a[name]) for name in ("in_shape", "out_shape", "weight_shape")}
+    fields |= {name: json.loads(a[name]) for name in ("config", "neuron")}
+    fields |= {name: group[name][()] for name in _ARRAYS}
+    layer = LayerTrace(
+        **fields,
+        n_steps=n_steps,
+        operand_of=tuple(json.loads(a["operand_of"])),
+        levels=_unpack_levels(a["levels"]),
+    )
+    if "levels_step" in a:
+        layer.levels_step = [_unpack_levels(text) for text in json.loads(a["levels_step"])]
+    for name in COUNTERS:
+        if name in group:
+            layer.counts[name] = group[name][()]
+    return layer
+
+
+def _check_layer(layer: LayerTrace, trace: EventTrace, where: str) -> None:
+    """Refuse counters that contradict each other."""
+
+    def refuse(what: str) -> None:
+        raise SpikingError(f"{where}: layer {layer.name}: {what}; the counters contradict each other. Record it again.")
+
+    c = layer.counts
+    for name, values in c.items():
+        if values.shape != (trace.n_steps,):
+            refuse(f"got {name} of shape {list(values.shape)} with {trace.n_steps} steps")
+        if (values < 0).any():
+            refuse(f"got a negative {name}")
+    if not np.isfinite(layer.in_abs_sum).all():
+        refuse("got an in_abs_sum that is not finite")
+    if (c["syn"] > layer.dense * trace.n_samples).any():
+        refuse(f"got {c['syn'].max()} synaptic operations of at most {layer.dense * trace.n_samples}")
+    if (c["syn_eff"] > c["syn"]).any():
+        refuse("got more effective synaptic operations than synaptic operations")
+    if (c["in_nnz"] > c["in_numel"]).any():
+        refuse("got more non-zeros than elements")
+    if (c["spikes"] > c["updates"]).any():
+        refuse("got more spikes than neuron updates")
+    if layer.kind == "neuron" and layer.spike_count.sum() != c["spikes"].sum():
+        refuse(f"got {layer.spike_count.sum()} spikes over neurons and {c['spikes'].sum()} over steps")
+    if layer.is_weight_layer and int(layer.spike_count @ layer.fan_out) != c["syn"].sum():
+        refuse(f"got {int(layer.spike_count @ layer.fan_out)} synaptic operations by fan-out and {c['syn'].sum()} by step")
+    if len(layer.syn_sample) not in (0, trace.n_samples):
+        refuse(f"got figures of {len(layer.syn_sample)} samples of {trace.n_samples}")

@@ -1,0 +1,311 @@
+"""Pure functions on tensors: integrate-and-fire neurons over whole sequences. They keep no state and choose no backend.
+
+All of them run the same step (the membrane of `LIF`), differing in what drives it and in its threshold. `beta`, `threshold` and
+`beta_syn` are numbers or tensors of shape (), [C] (C = x.shape[2]) or x.shape[2:]; gradients flow to x, the initial state and these.
+
+>>> import torch
+>>> spikes, v = lif(torch.full((4, 1, 1), 0.6), beta=0.5)
+>>> spikes.flatten().tolist()
+[0.0, 0.0, 1.0, 0.0]
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from spiking.cuda_kernels import ops
+from spiking.cuda_kernels.reference import Rule
+
+from .errors import SpikingError
+from .surrogate import ATan, Surrogate
+
+__all__ = ["Reset", "Save", "Tie", "adaptive_lif", "cuba_lif", "integrate", "lif"]
+
+Reset: TypeAlias = Literal["subtract", "zero", "none"]
+Save: TypeAlias = Literal["value", "half", "recompute"]
+Tie: TypeAlias = Literal["ge", "gt"]
+
+
+def lif(
+    x: Tensor,
+    *,
+    beta: float | Tensor = 0.9,
+    threshold: float | Tensor = 1.0,
+    reset: Reset = "subtract",
+    surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
+    v0: Tensor | None = None,
+    decay_input: bool = False,
+    detach_reset: bool = False,
+    tie: Tie = "ge",
+    v_reset: float = 0.0,
+    v_leak: float = 0.0,
+    reset_delay: bool = False,
+    residual_reset: bool = False,
+    normalize: bool = False,
+    save: Save = "value",
+) -> tuple[Tensor, Tensor]:
+    """Run leaky integrate-and-fire neurons over a whole sequence.
+
+        h[t] = beta·v[t-1] + x[t];   s[t] = 1 if h[t] >= threshold else 0;   v[t] = h[t] - threshold·s[t]
+
+    with `reset="zero"`: v[t] = v_reset where s[t] = 1; `"none"`: v[t] = h[t]. `decay_input` multiplies x with (1 - beta); `v_leak` is
+    where the membrane decays to; `tie="gt"` fires only above the threshold; `reset_delay` applies the reset one step later, after the
+    decay; `residual_reset` pre-subtracts where v is still above the threshold after a reset (snnTorch's reset_delay=False);
+    `normalize` spikes on h/threshold - 1 (IIR-SNN). The refractory period needs a counter: see `spiking.LIF`.
+
+    Shapes: x [T, B, *] -> spikes [T, B, *], last v [B, *]; v0 [B, *], None means at rest (v_leak).
+    Units: x, v, threshold share one; beta is per step.   Dtype: spikes as x; v in float32 for half-precision x.
+    Gradient: surrogate.grad(h - threshold) replaces ds/dh, through the reset too unless `detach_reset`.
+    Memory: kept for the backward per neuron and step: 4 bytes (`save="value"`), 2 (`"half"`), or x and 1/4 byte (`"recompute"`).
+    Errors: SpikingError if x has no time axis, a parameter is out of range or v0 does not match x[0].
+    Source: Neftci, Mostafa & Zenke 2019 (arXiv 1901.09948).   Oracle: cuda_kernels/reference.py.
+
+    >>> spikes, v = lif(torch.full((4, 1, 1), 0.6), beta=0.5)
+    >>> spikes.flatten().tolist()
+    [0.0, 0.0, 1.0, 0.0]
+    """
+    rule = Rule(
+        surrogate,
+        reset=reset,
+        tie=tie,
+        decay_input=decay_input,
+        detach_reset=detach_reset,
+        reset_delay=reset_delay,
+        residual_reset=residual_reset,
+        normalize=normalize,
+        v_reset=v_reset,
+        v_leak=v_leak,
+    )
+    check_rule("lif", rule)
+    state = None if v0 is None else v0.unsqueeze(0)
+    s, last = integrate("lif", x, state, rule, beta, threshold, save=save)
+    return s, last[0]
+
+
+def cuba_lif(
+    x: Tensor,
+    *,
+    beta: float | Tensor = 0.9,
+    beta_syn: float | Tensor = 0.8,
+    threshold: float | Tensor = 1.0,
+    reset: Reset = "subtract",
+    surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
+    v0: Tensor | None = None,
+    i0: Tensor | None = None,
+    detach_reset: bool = False,
+    tie: Tie = "ge",
+    v_reset: float = 0.0,
+    v_leak: float = 0.0,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Run current-based (second-order) LIF neurons: a synaptic current drives the membrane.
+
+        i[t] = beta_syn·i[t-1] + x[t];   h[t] = beta·v[t-1] + i[t];   spike and reset as `lif`
+
+    Shapes: x [T, B, *] -> spikes [T, B, *], (last v [B, *], last i [B, *]).
+    Memory: x and half a byte per neuron and step are kept for the backward, which recomputes the rest.
+    Errors: as `lif`.   Source: Neftci, Mostafa & Zenke 2019 (arXiv 1901.09948).
+
+    >>> spikes, (v, i) = cuba_lif(torch.full((3, 1, 1), 0.5), beta=0.5, beta_syn=0.5)
+    >>> spikes.flatten().tolist()
+    [0.0, 1.0, 0.0]
+    """
+    rule = Rule(surrogate, kind="cuba", reset=reset, tie=tie, detach_reset=detach_reset, v_reset=v_reset, v_leak=v_leak)
+    check_rule("cuba_lif", rule)
+    s, last = integrate("cuba_lif", x, _pair(x, v0, i0, v_leak), rule, beta, threshold, beta_syn)
+    return s, (last[0], last[1])
+
+
+def adaptive_lif(
+    x: Tensor,
+    *,
+    beta: float | Tensor = 0.9,
+    threshold: float | Tensor = 1.0,
+    beta_adapt: float = 0.97,
+    adapt_scale: float = 1.8,
+    reset: Reset = "subtract",
+    surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
+    v0: Tensor | None = None,
+    threshold_shift0: Tensor | None = None,
+    decay_input: bool = False,
+    detach_reset: bool = False,
+    tie: Tie = "ge",
+    v_reset: float = 0.0,
+    v_leak: float = 0.0,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Run LIF neurons whose threshold rises with their own spikes.
+
+        θ[t] = threshold + adapt_scale·b[t-1];   b[t] = beta_adapt·b[t-1] + (1 - beta_adapt)·s[t];   otherwise as `lif`
+
+    Shapes: x [T, B, *] -> spikes [T, B, *], (last v [B, *], last b [B, *]).
+    Memory: x and half a byte per neuron and step are kept for the backward, which recomputes the rest.
+    Errors: as `lif`.   Source: Bellec et al. 2018 (arXiv 1803.09574).
+
+    >>> spikes, _ = adaptive_lif(torch.full((6, 1, 1), 1.0), beta=0.0, beta_adapt=0.5, adapt_scale=1.0)
+    >>> spikes.flatten().tolist()
+    [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    rule = Rule(
+        surrogate,
+        kind="adaptive",
+        reset=reset,
+        tie=tie,
+        decay_input=decay_input,
+        detach_reset=detach_reset,
+        v_reset=v_reset,
+        v_leak=v_leak,
+        beta_adapt=beta_adapt,
+        adapt_scale=adapt_scale,
+    )
+    check_rule("adaptive_lif", rule)
+    s, last = integrate("adaptive_lif", x, _pair(x, v0, threshold_shift0, v_leak), rule, beta, threshold)
+    return s, (last[0], last[1])
+
+
+def _pair(x: Tensor, v: Tensor | None, extra: Tensor | None, v_leak: float) -> Tensor | None:
+    if v is None and extra is None:
+        return None
+    dtype = ops.state_dtype(x.dtype)
+    v = torch.full(x.shape[1:], v_leak, dtype=dtype, device=x.device) if v is None else v
+    extra = torch.zeros(x.shape[1:], dtype=dtype, device=x.device) if extra is None else extra
+    return torch.stack([v.to(dtype), extra.to(dtype)])
+
+
+def integrate(
+    where: str,
+    x: Tensor,
+    state: Tensor | None,
+    rule: Rule,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    beta_syn: float | Tensor = 0.0,
+    *,
+    save: Save = "value",
+) -> tuple[Tensor, Tensor]:
+    """The one call behind every neuron: x [T, B, *], state [S, B, *] or None -> (spikes [T, B, *], last state [S, B, *]).
+
+    `where` names the caller in errors. State rows: v, then the synaptic current or the threshold shift, then the refractory counter.
+    """
+    _check_input(where, x, state, rule)
+    params, inner, numbers = _cells(where, x, beta, threshold, beta_syn)
+    integers, packed = ops.pack(rule, *numbers)
+    tensors = (x, state, params)
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if save not in ("value", "half", "recompute"):
+        raise SpikingError(f'{where}.save: got {save!r}; expected "value", "half" or "recompute".')
+    # These keep more state than h alone can give back, so their backward always recomputes.
+    must_recompute = (
+        rule.kind != "lif" or rule.refractory > 0 or rule.residual_reset or (save == "half" and rule.reset_delay)
+    )
+    mode = 0 if not learns else ops.SAVES.index("recompute" if must_recompute else save)
+    if state is not None:
+        state = state.to(ops.state_dtype(x.dtype))
+    s, last, _ = ops.integrate(x, state, params, inner, integers, packed, mode)
+    return s, last
+
+
+def check_rule(where: str, rule: Rule) -> None:
+    """Raise SpikingError for a rule that no neuron can follow."""
+    if rule.reset not in ops.RESETS:
+        raise SpikingError(f'{where}.reset: got {rule.reset!r}; expected "subtract", "zero" or "none".')
+    if rule.tie not in ("ge", "gt"):
+        raise SpikingError(
+            f'{where}.tie: got {rule.tie!r}; expected "ge" (fires at the threshold) or "gt" (only above).'
+        )
+    if not isinstance(rule.surrogate, Surrogate):
+        raise SpikingError(
+            f"{where}.surrogate: got {rule.surrogate!r}; expected one of spiking.surrogate, such as surrogate.ATan()."
+        )
+    for name in ("v_reset", "v_leak", "adapt_scale"):
+        if not math.isfinite(getattr(rule, name)):
+            raise SpikingError(f"{where}.{name}: got {getattr(rule, name)}; expected a finite number.")
+    if not 0 <= rule.beta_adapt <= 1:
+        raise SpikingError(
+            f"{where}.beta_adapt: got {rule.beta_adapt}; expected 0 <= beta_adapt <= 1, the decay per step."
+        )
+    if rule.refractory < 0 or rule.refractory != int(rule.refractory):
+        raise SpikingError(f"{where}.refractory: got {rule.refractory}; expected a whole number of steps >= 0.")
+    if rule.residual_reset and (rule.reset != "subtract" or rule.reset_delay):
+        raise SpikingError(
+            f'{where}.residual_reset: needs reset="subtract" without reset_delay; it says what remains after such a reset.'
+        )
+    if rule.refractory and (rule.reset_delay or rule.residual_reset):
+        raise SpikingError(f"{where}.refractory: cannot be combined with reset_delay or residual_reset. Choose one.")
+
+
+def check_beta(where: str, name: str, beta: float | Tensor) -> None:
+    """Raise SpikingError unless every decay lies in [0, 1]."""
+    low, high = (beta, beta) if isinstance(beta, (int, float)) else (beta.min().item(), beta.max().item())
+    if not (low >= 0 and high <= 1):
+        worst = low if not low >= 0 else high
+        raise SpikingError(
+            f"{where}.{name}: got {worst}; expected 0 <= {name} <= 1. {name} is the decay per step: for a time constant use exp(-dt/tau)."
+        )
+
+
+def check_threshold(where: str, threshold: float | Tensor) -> None:
+    """Raise SpikingError unless every threshold is finite and positive."""
+    values = torch.as_tensor(threshold)
+    if not bool((values.isfinite() & (values > 0)).all()):
+        raise SpikingError(f"{where}.threshold: got {values.min().item()}; expected finite numbers > 0.")
+
+
+def _check_input(where: str, x: Tensor, state: Tensor | None, rule: Rule) -> None:
+    if x.dim() < 2:
+        raise SpikingError(
+            f"{where}: got input of shape {list(x.shape)}; expected [T, B, *]. For one time step call layer.step(x_t, state)."
+        )
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise SpikingError(
+            f"{where}: got input of dtype {x.dtype}; expected a floating dtype. Convert it with x.float()."
+        )
+    if state is not None:
+        expected = (rule.n_states, *x.shape[1:])
+        if tuple(state.shape) != expected:
+            raise SpikingError(
+                f"{where}: got a state of shape {list(state.shape[1:])}; expected {list(expected[1:])} as one step of the input. "
+                "Use state=None to start at rest."
+            )
+        if state.device != x.device:
+            raise SpikingError(f"{where}: got a state on {state.device} and input on {x.device}; expected one device.")
+
+
+def _cells(
+    where: str, x: Tensor, beta: float | Tensor, threshold: float | Tensor, beta_syn: float | Tensor
+) -> tuple[Tensor | None, int, tuple[float, float, float]]:
+    """(params [3, C] or None, neurons per parameter, the three numbers)."""
+    named = {"beta": beta, "threshold": threshold, "beta_syn": beta_syn}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    for name, value in named.items():
+        if name not in tensors:
+            check_threshold(where, value) if name == "threshold" else check_beta(where, name, value)
+    if not tensors:
+        return None, 1, (float(beta), float(threshold), float(beta_syn))
+    features = x.shape[2:]
+    shape = torch.Size(())
+    for name, tensor in tensors.items():
+        if tensor.dim() == 0 or tensor.shape == features:
+            fits = tensor.shape
+        elif tensor.dim() == 1 and len(features) and tensor.shape[0] in (1, features[0]):
+            fits = tensor.shape if tensor.shape[0] > 1 else torch.Size(())
+        else:
+            raise SpikingError(
+                f"{where}.{name}: got shape {list(tensor.shape)} for input {list(x.shape)}; "
+                f"expected (), [{features[0] if features else 1}] or {list(features)}."
+            )
+        shape = fits if len(fits) > len(shape) else shape
+    dtype = ops.state_dtype(x.dtype)
+    count = shape.numel()
+    inner = 1 if shape == features else features.numel() // count if count > 1 else 1
+    rows = []
+    for value in named.values():
+        row = value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=x.device)
+        if row.dim() == 1 and len(shape) > 1 and row.numel() > 1:
+            row = row.reshape(-1, *(1,) * (len(shape) - 1))
+        elif row.numel() == 1:
+            row = row.reshape(())
+        rows.append(row.expand(shape).reshape(count))
+    return torch.stack(rows), inner, (0.0, 0.0, 0.0)
