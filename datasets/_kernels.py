@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,13 @@ def _module() -> Any:
 
 
 _compiled = _module()
+_HOME = os.getpid()
+
+
+def _allowed(threads: int) -> int:
+    """`threads`, but one in a forked child: OpenMP's threads did not come along, and waiting for them would never end."""
+    return threads if os.getpid() == _HOME else 1
+
 
 FAULTS = ("", "cut", "backwards", "outside", "span", "empty")  # the numbers of Fault in decode.h
 
@@ -90,9 +98,9 @@ def decode_sources(
     total = int(words.sum())
     arrays = np.empty(total, np.int32), np.empty(total, np.int16), np.empty(total, np.int16), np.empty(total, np.uint8)
     if isinstance(sources, Packed):
-        _compiled.decode_buffer(*sources, width, height, *arrays, status, threads)
+        _compiled.decode_buffer(*sources, width, height, *arrays, status, _allowed(threads))
     else:
-        _compiled.decode_list(sources, width, height, *arrays, status, threads)
+        _compiled.decode_list(sources, width, height, *arrays, status, _allowed(threads))
     events = status[:, 0]
     if (events != words).any():  # overflow words left gaps at the ends
         kept = np.concatenate([s + np.arange(n) for s, n in zip(np.cumsum(words) - words, events, strict=True)])
@@ -191,7 +199,7 @@ def frames_from_arrays(
         bins, by_events, _, _, window, clip = framing
         _compiled.frames_ragged(
             *arrays, offsets, indices, bins, by_events, window, affine, clip, time_major, *sensor, width, height,
-            channels, out, status, threads,
+            channels, out, status, _allowed(threads),
         )  # fmt: skip
         return status
     out[...] = 0

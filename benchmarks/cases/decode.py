@@ -61,7 +61,9 @@ def ours(recordings: list[bytes], paths: list[Path]) -> Contestants:
     maps = np.tile([[0.95, 0.1, 1.0], [-0.1, 0.95, 1.0]], (len(store), 1, 1))
     batches = [slice(at, at + 64) for at in range(0, len(recordings), 64)]
     return {
-        "spiking, from memory, 64 at a time": lambda: each(batches, lambda part: frames_many(recordings[part], to_frames)),
+        "spiking, from memory, 64 at a time": lambda: each(
+            batches, lambda part: frames_many(recordings[part], to_frames)
+        ),
         "spiking, from memory, one at a time": lambda: each(recordings, lambda one: frames_from_bin(one, to_frames)),
         "spiking, from disk, 64 at a time": lambda: each(batches, lambda part: frames_many(paths[part], to_frames)),
         "spiking, from disk, one at a time": lambda: each(paths, lambda path: frames_from_bin(path, to_frames)),

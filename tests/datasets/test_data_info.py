@@ -1,6 +1,9 @@
 """`spiking data info`: figures of a file and of a set, as a table and as JSON."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -45,6 +48,22 @@ def test_a_set_shows_counts_per_class_of_both_splits(tree):
     shown = run(tree)
     assert "class 9" in shown
     assert "real N-MNIST" in shown
+
+
+def test_the_command_ends_with_code_2_and_one_line(tmp_path):
+    (tmp_path / "cut.bin").write_bytes(b"12345678")
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from spiking.cli.main import run; run()",
+        "data",
+        "info",
+        tmp_path / "cut.bin",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"spiking: .*cut\.bin: byte 5: got 3 of the 5 bytes.*\n", done.stderr)
 
 
 def test_bad_input_is_one_clear_line(tmp_path):
