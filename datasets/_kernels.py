@@ -27,7 +27,7 @@ _HOME = os.getpid()
 
 def _allowed(threads: int) -> int:
     """`threads`, but one in a forked child: OpenMP's threads did not come along, and waiting for them would never end."""
-    return threads if os.getpid() == _HOME else 1
+    return min(threads, 256) if os.getpid() == _HOME else 1
 
 
 FAULTS = ("", "cut", "backwards", "outside", "span", "empty")  # the numbers of Fault in decode.h
@@ -153,7 +153,7 @@ def frames_from_sources(
             channels,
             out,
             status,
-            threads,
+            _allowed(threads),
         )
         return status
     out[...] = 0

@@ -39,7 +39,7 @@ def test_a_store_holds_what_each_recording_decodes_to(backend, recordings, threa
 def test_a_forked_child_decodes_after_its_parent_used_threads():
     """OpenMP hangs in a child that enters a parallel region; the child has to stay on one thread."""
     code = """
-        import os
+        import os, signal
         from spiking.datasets import ToFrames, decode_many
         from spiking.datasets.frames import frames_many
         recordings = [bytes([1, 2, 0, 0, 3])] * 64
@@ -50,6 +50,7 @@ def test_a_forked_child_decodes_after_its_parent_used_threads():
         assert work() == 192
         child = os.fork()
         if child == 0:
+            signal.alarm(40)  # a child that hangs dies, and fails the test
             os._exit(0 if work() == 192 else 1)
         print(os.waitpid(child, 0)[1])
         """
