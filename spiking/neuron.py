@@ -112,12 +112,7 @@ class Neuron(nn.Module):
         }[kind]
         operations["mul"] += int(self.rule.decay_input)
         operations["reset_add"] = int(self.rule.reset == "subtract") + int(kind == "adaptive")
-        numbers = {
-            name: float(value)
-            if isinstance(value, (int, float)) or value.numel() == 1
-            else float(value.detach().mean())
-            for name, value in self.cells().items()
-        }
+        numbers = {name: float(torch.as_tensor(value).detach().mean()) for name, value in self.cells().items()}
         return {
             "type": type(self).__name__,
             "state_vars": 1 + (kind != "lif"),
