@@ -50,6 +50,14 @@ def test_a_set_shows_counts_per_class_of_both_splits(tree):
     assert "real N-MNIST" in shown
 
 
+def test_a_split_that_cannot_be_read_is_told(tree):
+    (tree / "Test/9/00002.bin").write_bytes(b"123")
+    facts = json.loads(run(tree, "--json"))
+    assert [s["split"] for s in facts["splits"]] == ["train"]
+    assert "00002.bin: byte 0: got 3 of the 5 bytes" in facts["not_read"][0]
+    assert "got 3 of the 5 bytes" in run(tree)
+
+
 def test_the_command_ends_with_code_2_and_one_line(tmp_path):
     (tmp_path / "cut.bin").write_bytes(b"12345678")
     command = [
