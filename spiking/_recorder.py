@@ -87,7 +87,6 @@ class Recorder:
             software=_versions(),
         )
         self._handles: list[Any] = []
-        self._scratch = counters.Scratch()
         self._fans: dict[tuple[str, tuple[int, ...]], tuple[int, Fans]] = {}
         self._consumers: dict[str, set[str]] = {}
         self._reset()
@@ -289,7 +288,7 @@ class Recorder:
         if source is not None:
             self._reads(source, row)
         try:
-            counts = counters.count_operand(seq, fans.stored, fans.nonzero, self._scratch)
+            counts = counters.count_operand(seq, fans.stored, fans.nonzero)
         except FloatingPointError as err:
             raise SpikingError(f"record: layer {name}: {err}; expected finite values. Find the layer before it that "
                                "makes them.") from err  # fmt: skip
@@ -401,7 +400,7 @@ class Recorder:
         self._reads(x, row)
         none = torch.zeros(math.prod(shape), dtype=torch.int64)
         try:
-            counts = counters.count_operand(spikes, none, none, self._scratch)
+            counts = counters.count_operand(spikes, none, none)
         except FloatingPointError as err:
             raise SpikingError(f"record: layer {name}: the neurons emit NaN or Inf; expected spikes. Its input or its "
                                "parameters hold NaN.") from err  # fmt: skip
@@ -410,7 +409,7 @@ class Recorder:
             spiking = spiking.join(levels)
         row.counts["in_numel"][steps] += math.prod(current.shape[1:])
         row.counts["updates"][steps] += math.prod(spikes.shape[1:])
-        row.counts["updates_active"][steps] += counters.count_nonzero_per_step(current, self._scratch)
+        row.counts["updates_active"][steps] += counters.count_nonzero_per_step(current)
         row.counts["out_nnz"][steps] += counts.nnz.sum(1)
         if spiking.classify()[0] == "analogue":
             row.neuron["output"] = "membrane"  # a readout that emits its potential does not spike
@@ -447,7 +446,7 @@ class Recorder:
         self._reads(x, row)
         row.counts["in_numel"][steps] += math.prod(seq.shape[1:])
         if average:
-            counts = counters.count_operand(seq, windows, windows, self._scratch)
+            counts = counters.count_operand(seq, windows, windows)
             row.counts["in_nnz"][steps] += counts.nnz.sum(1)
             row.counts["pool_adds"][steps] += counts.syn.sum(1)
         else:
