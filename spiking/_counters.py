@@ -173,9 +173,10 @@ def count_nonzero_per_step(x: Tensor) -> np.ndarray:
     return np.array([step.numel() - count_equal(step, 0.0) for step in x], np.int64)
 
 
-def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor) -> OperandCounts:
+def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts | None = None) -> OperandCounts:
     """Count an operand [T, B, *] against the fan-out of its elements.
 
+    `known` are counts of the same values, made when they left their neurons: then only the products are new.
     Raises FloatingPointError if x holds NaN or Inf; the caller knows the layer's name.
     """
     x = x.detach()
@@ -194,6 +195,10 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor) -> OperandCounts:
             True,
         )
     flat = x.reshape(steps * batch, -1)
+    if known is not None and all(levels.magnitudes in ((), (1.0,)) and not levels.signed for levels in known.levels):
+        syn = _product(flat, fan)
+        syn_eff = syn if fan_eff is fan else _product(flat, fan_eff)
+        return known._replace(syn=syn.reshape(steps, batch), syn_eff=syn_eff.reshape(steps, batch).sum(1))
     row_sum = flat.sum(1, dtype=torch.float64 if flat.shape[1] >= _EXACT else None)
     if count_equal(flat, 0.0) + count_equal(flat, 1.0) == flat.numel():
         counted, nnz, abs_rows = flat, row_sum, row_sum.double()

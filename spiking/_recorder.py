@@ -63,6 +63,7 @@ class Producer(NamedTuple):
     storage: StorageWeakRef
     version: int
     numel: int
+    counts: OperandCounts | None = None
 
 
 class Recorder:
@@ -88,6 +89,7 @@ class Recorder:
         )
         self._handles: list[Any] = []
         self._fans: dict[tuple[str, tuple[int, ...]], tuple[int, Fans]] = {}
+        self._windows: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._consumers: dict[str, set[str]] = {}
         self._reset()
 
@@ -123,8 +125,8 @@ class Recorder:
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._reset()
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        if x is None or x.ndim == 0:
-            raise SpikingError(f"record: {type(model).__name__} was called without a tensor; expected [T, B, …].")
+        if x is None or x.ndim == 0 or x.layout != torch.strided:
+            raise SpikingError(f"record: {type(model).__name__} was called without a dense tensor; expected [T, B, …].")
         self._input = x.detach()
         self._produced(x, INPUT)
         steps = self.stated_steps
@@ -208,19 +210,19 @@ class Recorder:
 
     # who made a tensor, who reads it
 
-    def _produced(self, x: Any, name: str) -> None:
-        if isinstance(x, Tensor) and x.layout == torch.strided:
-            storage = x.untyped_storage()
-            self._producers[storage._cdata] = Producer(name, StorageWeakRef(storage), _version(x), x.numel())
+    def _produced(self, x: Tensor, name: str, counts: OperandCounts | None = None) -> None:
+        storage = x.untyped_storage()
+        self._producers[storage._cdata] = Producer(name, StorageWeakRef(storage), _version(x), x.numel(), counts)
 
-    def _reads(self, x: Tensor, row: LayerTrace) -> None:
+    def _reads(self, x: Tensor, row: LayerTrace) -> OperandCounts | None:
+        """Note who made x; return its counts if they were made when it left its neurons."""
         found = self._producers.get(x.untyped_storage()._cdata)
-        same = found is not None and not found.storage.expired() and found.version == _version(x)
-        name = found.name if found is not None and same and found.numel == x.numel() else ""
-        if name:
-            self._consumers.setdefault(name, set()).add(row.name)
-            if not row.operand_of:
-                row.operand_of = (name,)
+        if found is None or found.storage.expired() or found.version != _version(x) or found.numel != x.numel():
+            return None
+        self._consumers.setdefault(found.name, set()).add(row.name)
+        if not row.operand_of:
+            row.operand_of = (found.name,)
+        return found.counts
 
     # shapes
 
@@ -285,10 +287,11 @@ class Recorder:
             name, len(seq), lambda key: self._weight_row(key, layer, in_shape, out_shape, fans, config)
         )
         row = done.row
-        if source is not None:
-            self._reads(source, row)
+        known = None if source is None else self._reads(source, row)
+        if known is not None and (not seq.is_contiguous() or known.nnz.shape != seq.shape[:2]):
+            known = None  # the same values in another order
         try:
-            counts = counters.count_operand(seq, fans.stored, fans.nonzero)
+            counts = counters.count_operand(seq, fans.stored, fans.nonzero, known)
         except FloatingPointError as err:
             raise SpikingError(f"record: layer {name}: {err}; expected finite values. Find the layer before it that "
                                "makes them.") from err  # fmt: skip
@@ -420,14 +423,17 @@ class Recorder:
         missing = self.keep_spikes - len(self.trace.recordings)
         if missing > 0:
             self._kept.setdefault(row.name, []).append(spikes[:, :missing].cpu().clone())
-        self._produced(y, row.name)
+        self._produced(y, row.name, counts if y.is_contiguous() else None)
 
     def pool(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         """One call of an average or maximum pooling."""
         dims = pool_dims(layer)
         seq = self.sequence(x.detach(), name, dims + 1)
         in_shape, out_shape = tuple(seq.shape[2:]), tuple(y.shape[-dims - 1 :])
-        windows, reached = counters.pool_windows(layer, in_shape, out_shape)
+        key = (name, in_shape)
+        if key not in self._windows:
+            self._windows[key] = counters.pool_windows(layer, in_shape, out_shape)
+        windows, reached = self._windows[key]
         average = "avg" in type(layer).__name__.lower()
         done, steps = self.start(
             name,

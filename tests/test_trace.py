@@ -268,6 +268,24 @@ def test_recurrent_state_feeds_the_first_step():
     assert row.config["recurrent"] and whole.recurrent
 
 
+def test_spikes_in_another_order_are_counted_anew():
+    class Permuted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif, self.conv = spiking.LIF(threshold=0.9), nn.Conv1d(4, 1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            s = self.lif(x).transpose(2, 3)
+            return self.conv(s.flatten(0, 1)).unflatten(0, s.shape[:2])
+
+    model, x = Permuted(), torch.rand(3, 2, 6, 4, generator=torch.Generator().manual_seed(0))
+    spikes = model.lif(x).transpose(2, 3).contiguous()
+    alone = trace_of(Frames(model.conv), spikes).layers[0]
+    row = trace_of(model, x)["conv"]
+    assert row.counts["syn"].tolist() == alone.counts["syn"].tolist()
+    assert row.spike_count.tolist() == alone.spike_count.tolist()
+
+
 # norms and pooling
 
 
@@ -590,7 +608,7 @@ def test_a_call_without_tensors_is_refused():
             return None
 
     model = Nothing()
-    with pytest.raises(SpikingError, match="Nothing was called without a tensor"), record(model):
+    with pytest.raises(SpikingError, match="Nothing was called without a dense tensor"), record(model):
         model()
 
 
