@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from spiking.errors import SpikingError
 from spiking.hw_models.energy import ACCOUNTINGS, SOURCES, Estimate, Interval, reprice, si
 from spiking.hw_models.hardware import MARKS
+
+from spiking.errors import SpikingError
 from spiking.trace import EventTrace, Recording
 
 if TYPE_CHECKING:
@@ -492,7 +492,7 @@ def table(found: Estimate) -> Table:
     for row in found.per_layer:
         neuron = row.kind == "neuron"
         out.add_row(
-            Text(_printable(row.name)),
+            Text(printable(row.name)),
             row.operand_class,
             "" if neuron else si(row.syn, ""),
             "" if neuron else si(row.mac, ""),
@@ -504,6 +504,6 @@ def table(found: Estimate) -> Table:
     return out
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text without control characters, which a terminal would obey."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", text)

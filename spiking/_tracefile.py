@@ -65,7 +65,7 @@ def _write(file: h5py.File, trace: EventTrace) -> None:
             "dtype": trace.dtype,
             "device": trace.device,
             "merged_from": json.dumps(trace.merged_from),
-            "units": json.dumps({name: "1" for name in (*COUNTERS, *_ARRAYS)}),
+            "units": json.dumps(dict.fromkeys((*COUNTERS, *_ARRAYS), "1")),
         }
     )
     names = [layer.name for layer in trace.layers]

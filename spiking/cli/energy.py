@@ -84,6 +84,7 @@ def _print(estimates: list[Estimate], files: list[str], html: Path | None) -> No
     from rich.text import Text
 
     from spiking.hw_models import table
+    from spiking.hw_models.report import printable
 
     console = Console(soft_wrap=True)
     for i, found in enumerate(estimates):
@@ -91,7 +92,7 @@ def _print(estimates: list[Estimate], files: list[str], html: Path | None) -> No
             console.print(Text(files[i % 2], style="bold"))
         console.print(table(found))
         for warning in found.warnings:
-            console.print(Text(f"{warning.code}  {warning.text}", style="yellow"))
+            console.print(Text(printable(f"{warning.code}  {warning.text}"), style="yellow"))
         console.print(Text(found.summary(), style="bold"))
     if len(files) == 2:
         for row in _comparisons(estimates):
