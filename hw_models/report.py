@@ -426,7 +426,8 @@ def _still(recording: Recording) -> str:
     picture = _channels(np.nan_to_num(np.asarray(recording.input, np.float64)))
     strips = {name: s for name, s in recording.spikes.items() if np.asarray(s).reshape(len(s), -1).shape[1]}
     figure = Figure(figsize=(7.0, 1.2 + 1.3 * max(len(strips), 1)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 2))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 2))
+    left, right = halves
     ax = left.add_subplot()
     if picture is not None:
         ax.imshow(plot.frame_pictures(picture.sum(0, keepdims=True))[0], interpolation="nearest")
@@ -458,8 +459,10 @@ def _data_url(image: Figure | bytes | str | PathLike[str], caption: str) -> str:
         image.savefig(buffer, format="png", dpi=110)
         data = buffer.getvalue()
     else:
-        raise SpikingError(f"report: figure {caption!r}: got {type(image).__name__}; expected a matplotlib figure, PNG "
-                           "bytes or a file.")  # fmt: skip
+        raise SpikingError(
+            f"report: figure {caption!r}: got {type(image).__name__}; expected a matplotlib figure, PNG "
+            "bytes or a file."
+        )
     for magic, kind in _IMAGES.items():
         if data.startswith(magic):
             return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -8,8 +8,9 @@ built once, as the adjoint of the layer with all weights one, and counting is a 
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class OperandCounts(NamedTuple):
     repeated: bool  # bit-identical in all steps, of which there are at least two
 
 
-def connections(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...], weight: Tensor) -> Tensor:
+def connections(layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...], weight: Tensor) -> Tensor:
     """Connections of each input element [numel(in_shape)], int64, counting the non-zero entries of `weight`.
 
     `weight` is the layer's own, or ones of its shape for weights stored densely. Shapes are those of one sample.
@@ -85,10 +86,11 @@ def connections(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[in
     return adjoint.round().long().flatten()
 
 
-def _convolve(layer: nn.Module, x: Tensor, weight: Tensor, out_shape: tuple[int, ...]) -> Tensor:
+def _convolve(layer: Any, x: Tensor, weight: Tensor, out_shape: tuple[int, ...]) -> Tensor:
     for kind in _CONVOLUTIONS:
         if isinstance(layer, kind):
-            return kind._conv_forward(layer, x, weight, None)  # type: ignore[arg-type]
+            forward: Any = kind._conv_forward
+            return forward(layer, x, weight, None)
     dims = len(out_shape) - 1
     # output_padding may come from the call's output_size, so it is read off the shapes
     extra = [
@@ -108,13 +110,13 @@ def layer_kind(layer: nn.Module) -> str | None:
     for dims, kind in enumerate(_CONVOLUTIONS, 1):
         if isinstance(layer, kind):
             return f"conv{dims}d"
-    for kind, dims in _TRANSPOSED.items():
-        if isinstance(layer, kind):
+    for transposed, dims in _TRANSPOSED.items():
+        if isinstance(layer, transposed):
             return f"convtranspose{dims}d"
     return None
 
 
-def padded_macs(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
+def padded_macs(layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
     """Multiplications that conventional FLOP counters report for one sample: padding counted as if it were input."""
     if isinstance(layer, nn.Linear):
         return math.prod(in_shape) * layer.out_features
@@ -124,7 +126,7 @@ def padded_macs(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[in
     return math.prod(in_shape) * (layer.out_channels // layer.groups) * kernel
 
 
-def pool_windows(pool: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[Tensor, int]:
+def pool_windows(pool: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """(windows that contain each input element [numel(in_shape)], elements of one window summed over all outputs)."""
     dims = len(in_shape) - 1
     per_axis = []
@@ -247,7 +249,7 @@ def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
             bounds.append(i)
             spent = running[i - 1]
     bounds.append(len(running))
-    parts = [_int(mask[:, a:b] @ fan[a:b].to(mask.dtype)) for a, b in zip(bounds, bounds[1:])]
+    parts = [_int(mask[:, a:b] @ fan[a:b].to(mask.dtype)) for a, b in itertools.pairwise(bounds)]
     return np.sum(parts, axis=0)
 
 

@@ -132,7 +132,7 @@ class Recorder:
         steps = self.stated_steps
         if steps is None:
             time_first = x.is_floating_point() or x.ndim != 2  # token indices [B, T] are the exception
-            self._steps, self._batch = (_first_two(x) if time_first else (x.shape[1], x.shape[0]))
+            self._steps, self._batch = _first_two(x) if time_first else (x.shape[1], x.shape[0])
         else:
             self._steps = steps
             self._batch = x.shape[1] if x.ndim > 1 and x.shape[0] == steps and x.is_floating_point() else x.shape[0]
@@ -262,7 +262,7 @@ class Recorder:
 
     # layers
 
-    def weights(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    def weights(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a linear or convolutional layer."""
         kind = counters.layer_kind(layer)
         dims = 1 if kind == "linear" else len(layer.weight.shape) - 1
@@ -274,7 +274,7 @@ class Recorder:
     def operand(
         self,
         name: str,
-        layer: nn.Module,
+        layer: Any,
         seq: Tensor,
         out_shape: tuple[int, ...],
         source: Tensor | None = None,
@@ -293,8 +293,9 @@ class Recorder:
         try:
             counts = counters.count_operand(seq, fans.stored, fans.nonzero, known)
         except FloatingPointError as err:
-            raise SpikingError(f"record: layer {name}: {err}; expected finite values. Find the layer before it that "
-                               "makes them.") from err  # fmt: skip
+            raise SpikingError(
+                f"record: layer {name}: {err}; expected finite values. Find the layer before it that makes them."
+            ) from err
         self._add_operand(done, steps, counts, seq)
         if row.bias:
             row.counts["bias_adds"][steps] += row.n_outputs * self._batch
@@ -316,7 +317,7 @@ class Recorder:
                 done.first = seq[0].clone()
             done.repeated = torch.equal(done.first, seq[0])
 
-    def _fan(self, name: str, layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
+    def _fan(self, name: str, layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
         version = _version(layer.weight)
         key = (name, in_shape)
         if key not in self._fans or self._fans[key][0] != version:
@@ -333,7 +334,7 @@ class Recorder:
     def _weight_row(
         self,
         name: str,
-        layer: nn.Module,
+        layer: Any,
         in_shape: tuple[int, ...],
         out_shape: tuple[int, ...],
         fans: Fans,
@@ -364,15 +365,15 @@ class Recorder:
             fan_out=fans.stored.numpy(),
         )
 
-    def neuron(self, name: str, layer: nn.Module, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
+    def neuron(self, name: str, layer: Any, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
         """One call of a neuron layer, [T, B, *] → [T, B, *]; `before` are the spikes that precede a recurrent one."""
         current, spikes = x.detach(), y.detach()
         steps_here, batch = _first_two(current)
         fits = batch == self._batch and steps_here <= self._steps
         if not fits and self._passes:
             raise SpikingError(
-                f"record: layer {name}: got an input of shape {list(x.shape)}; expected [T, B, …] with T={self._steps}, "
-                f"B={self._batch}. If the model's input has no time axis, pass steps=T."
+                f"record: layer {name}: got an input of shape {list(x.shape)}; expected [T, B, …] with "
+                f"T={self._steps}, B={self._batch}. If the model's input has no time axis, pass steps=T."
             )
         if not fits:
             self._steps, self._batch = steps_here, batch
@@ -405,8 +406,10 @@ class Recorder:
         try:
             counts = counters.count_operand(spikes, none, none)
         except FloatingPointError as err:
-            raise SpikingError(f"record: layer {name}: the neurons emit NaN or Inf; expected spikes. Its input or its "
-                               "parameters hold NaN.") from err  # fmt: skip
+            raise SpikingError(
+                f"record: layer {name}: the neurons emit NaN or Inf; expected spikes. Its input or its "
+                "parameters hold NaN."
+            ) from err
         spiking = counters.Levels()
         for levels in counts.levels:
             spiking = spiking.join(levels)
@@ -425,7 +428,7 @@ class Recorder:
             self._kept.setdefault(row.name, []).append(spikes[:, :missing].cpu().clone())
         self._produced(y, row.name, counts if y.is_contiguous() else None)
 
-    def pool(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    def pool(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of an average or maximum pooling."""
         dims = pool_dims(layer)
         seq = self.sequence(x.detach(), name, dims + 1)
@@ -459,7 +462,7 @@ class Recorder:
             row.counts["pool_cmps"][steps] += row.config["dense_ops"] * self._batch
         self._produced(y, row.name)
 
-    def norm(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    def norm(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a normalisation."""
         seq = self.sequence(x.detach(), name, 1)
         shape = tuple(seq.shape[2:])
@@ -508,7 +511,9 @@ def _observer(module: nn.Module) -> Observe | None:
         return Recorder.neuron
     if pool_dims(module):
         return Recorder.pool
-    if isinstance(module, _BATCH_NORMS + _OTHER_NORMS) or re.search(r"(Batch|Layer|Group|RMS)Norm", type(module).__name__):
+    if isinstance(module, _BATCH_NORMS + _OTHER_NORMS) or re.search(
+        r"(Batch|Layer|Group|RMS)Norm", type(module).__name__
+    ):
         return Recorder.norm
     return None
 
@@ -517,7 +522,8 @@ def is_neuron(module: nn.Module) -> bool:
     """True for a spiking neuron, which says so itself through `describe()`, and for a recurrent layer of such."""
     if recurrent_weights(module) is not None and isinstance(getattr(module, "neuron", None), nn.Module):
         return True
-    return callable(getattr(module, "describe", None)) and "state_vars" in module.describe()
+    says: Any = getattr(module, "describe", None)
+    return callable(says) and "state_vars" in says()
 
 
 def recurrent_weights(module: nn.Module) -> nn.Linear | None:
@@ -526,7 +532,7 @@ def recurrent_weights(module: nn.Module) -> nn.Linear | None:
     return found if isinstance(found, nn.Linear) else None
 
 
-def describe(layer: nn.Module) -> dict[str, Any]:
+def describe(layer: Any) -> dict[str, Any]:
     """What a neuron says about itself, in plain numbers and strings."""
     return {key: _plain(value) for key, value in layer.describe().items()}
 

@@ -242,6 +242,8 @@ def _check_layer(layer: LayerTrace, trace: EventTrace, where: str) -> None:
     if layer.kind == "neuron" and layer.spike_count.sum() != c["spikes"].sum():
         refuse(f"got {layer.spike_count.sum()} spikes over neurons and {c['spikes'].sum()} over steps")
     if layer.is_weight_layer and int(layer.spike_count @ layer.fan_out) != c["syn"].sum():
-        refuse(f"got {int(layer.spike_count @ layer.fan_out)} synaptic operations by fan-out and {c['syn'].sum()} by step")
+        refuse(
+            f"got {int(layer.spike_count @ layer.fan_out)} synaptic operations by fan-out and {c['syn'].sum()} by step"
+        )
     if len(layer.syn_sample) not in (0, trace.n_samples):
         refuse(f"got figures of {len(layer.syn_sample)} samples of {trace.n_samples}")

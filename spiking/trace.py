@@ -290,11 +290,14 @@ class EventTrace:
                 ours, theirs = getattr(whole, what), getattr(other, what)
                 if ours != theirs:
                     raise SpikingError(f"EventTrace.merge: got {what} {ours} and {theirs}; expected one and the same.")
-            ours, theirs = ([(row.name, row.kind, row.in_shape, row.out_shape) for row in t.layers]
-                            for t in (whole, other))  # fmt: skip
+            ours, theirs = (
+                [(row.name, row.kind, row.in_shape, row.out_shape) for row in t.layers] for t in (whole, other)
+            )
             if ours != theirs:
                 differing = next((a, b) for a, b in zip([*ours, None], [*theirs, None]) if a != b)
-                raise SpikingError(f"EventTrace.merge: got layers {differing[0]} and {differing[1]}; expected the same.")
+                raise SpikingError(
+                    f"EventTrace.merge: got layers {differing[0]} and {differing[1]}; expected the same."
+                )
             for mine, more in zip(whole.layers, other.layers):
                 join_layer(mine, more)
             whole.n_samples += other.n_samples

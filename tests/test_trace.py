@@ -136,8 +136,14 @@ def test_our_neurons_give_the_golden_spikes_and_counts(name):
 
 def test_results_and_gradients_do_not_change():
     torch.manual_seed(0)
-    model = nn.Sequential(Frames(nn.Conv2d(1, 4, 3)), Frames(nn.BatchNorm2d(4)), spiking.LIF(threshold=0.5),
-                          nn.Flatten(2), spiking.Recurrent(spiking.IF(), 64), nn.Linear(64, 3))  # fmt: skip
+    model = nn.Sequential(
+        Frames(nn.Conv2d(1, 4, 3)),
+        Frames(nn.BatchNorm2d(4)),
+        spiking.LIF(threshold=0.5),
+        nn.Flatten(2),
+        spiking.Recurrent(spiking.IF(), 64),
+        nn.Linear(64, 3),
+    )
     x = torch.rand(5, 2, 1, 6, 6)
     other = copy.deepcopy(model)
     plain = model(x)
@@ -418,8 +424,15 @@ def test_synaptic_operations_equal_a_convolution_with_ones(steps, batch, rate, s
     layer = nn.Conv2d(2, 4, 3, stride=stride, padding=padding, groups=groups, bias=False)
     x = binary(steps, batch, 2, 5, 6, rate=rate, seed=seed)
     row = trace_of(Frames(layer), x).layers[0]
-    ones = nn.functional.conv2d(x.flatten(0, 1).double(), torch.ones(4, 2 // groups, 3, 3, dtype=torch.float64), None,
-                                stride, padding, 1, groups)  # fmt: skip
+    ones = nn.functional.conv2d(
+        x.flatten(0, 1).double(),
+        torch.ones(4, 2 // groups, 3, 3, dtype=torch.float64),
+        None,
+        stride,
+        padding,
+        1,
+        groups,
+    )
     by_step = ones.reshape(steps, -1).sum(1).long().tolist()
     assert row.counts["syn"].tolist() == by_step
     assert row.syn_sample.tolist() == ones.reshape(steps, batch, -1).sum((0, 2)).long().tolist()

@@ -85,7 +85,9 @@ def test_the_published_ann_counts_padding(traces):
 def test_recurrent_anns_see_every_step(traces):
     assert hw_models.estimate(traces["recurrent"]).ann_steps == traces["recurrent"].n_steps
     once = hw_models.estimate(traces["recurrent"], ann_steps=1)
-    assert once.ann.nominal * traces["recurrent"].n_steps == pytest.approx(hw_models.estimate(traces["recurrent"]).ann.nominal)
+    assert once.ann.nominal * traces["recurrent"].n_steps == pytest.approx(
+        hw_models.estimate(traces["recurrent"]).ann.nominal
+    )
 
 
 def test_a_static_input_may_be_reused(traces):
@@ -239,11 +241,17 @@ def leaky(tmp_path):
     from spiking.hw_models import hardware
 
     text = (hardware._CHIPS / "digital-45nm.toml").read_text(encoding="utf-8")
-    text = text.replace("value = 0.9\nunit", "value = 0.9\nhigh = 1.0\nunit").replace("value = 3.7", "value = 3.7\nhigh = 4.0")
-    extra = ('[[constant]]\nname = "static_power"\nvalue = 2\nhigh = 3\nunit = "mW"\nsource = "horowitz2014"\nmark = "D"\n'
-             '[[constant]]\nname = "step_time"\nvalue = 5\nhigh = 6\nunit = "ns"\nsource = "horowitz2014"\nmark = "D"\n')  # fmt: skip
+    text = text.replace("value = 0.9\nunit", "value = 0.9\nhigh = 1.0\nunit").replace(
+        "value = 3.7", "value = 3.7\nhigh = 4.0"
+    )
+    extra = (
+        '[[constant]]\nname = "static_power"\nvalue = 2\nhigh = 3\nunit = "mW"\nsource = "horowitz2014"\nmark = "D"\n'
+        '[[constant]]\nname = "step_time"\nvalue = 5\nhigh = 6\nunit = "ns"\nsource = "horowitz2014"\nmark = "D"\n'
+    )
     path = tmp_path / "leaky.toml"
-    path.write_text(text.replace("[sources]", extra + "[sources]").replace('"digital-45nm"', '"leaky"', 1), encoding="utf-8")
+    path.write_text(
+        text.replace("[sources]", extra + "[sources]").replace('"digital-45nm"', '"leaky"', 1), encoding="utf-8"
+    )
     return path
 
 
@@ -260,7 +268,11 @@ class Chain(nn.Module):
     def __init__(self, change: Any = None, bias: bool = True, threshold: float = 0.2) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.lif, self.second = nn.Linear(8, 6, bias), spiking.LIF(threshold=threshold), nn.Linear(6, 3, bias)
+        self.first, self.lif, self.second = (
+            nn.Linear(8, 6, bias),
+            spiking.LIF(threshold=threshold),
+            nn.Linear(6, 3, bias),
+        )
         self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
@@ -305,7 +317,9 @@ def test_w03_graded_operands():
 
 def test_w03_says_what_the_published_accounting_does(traces):
     texts = by_code(hw_models.estimate(traces["conv"], accounting="published"))["W03"]
-    assert texts == ["conv1 gets graded values (after average pooling; multiples of 0.25): priced as accumulates, as papers do."]
+    assert texts == [
+        "conv1 gets graded values (after average pooling; multiples of 0.25): priced as accumulates, as papers do."
+    ]
 
 
 def test_w04_static_input():
@@ -448,5 +462,7 @@ def test_compare_prices_one_trace_on_each_chip(traces, leaky):
 
 def test_summaries_say_both_intervals(traces):
     text = hw_models.estimate(traces["mlp"], precision="int32", accuracy=0.9).summary()
-    assert text.startswith("SNN/ANN energy 0.") and "over the constants; " in text and "over 2 samples" in text
+    assert text.startswith("SNN/ANN energy 0.")
+    assert "over the constants; " in text
+    assert "over 2 samples" in text
     assert "constants without a known interval" in hw_models.estimate(traces["mlp"]).summary()

@@ -53,13 +53,25 @@ def test_every_constant_that_ships_has_unit_interval_and_source(name):
 def test_published_values_at_45_nm():
     chip = load("digital-45nm")
     values = {name: c.value * 1e12 for name, c in chip.constants.items()}
-    published = {"fp32_add": 0.9, "fp32_mul": 3.7, "fp16_add": 0.4, "fp16_mul": 1.1, "int8_add": 0.03, "int8_mul": 0.2,
-                 "int32_add": 0.1, "int32_mul": 3.1, "sram_8KiB": 10, "sram_32KiB": 20, "sram_1MiB": 100}  # fmt: skip
+    published = {
+        "fp32_add": 0.9,
+        "fp32_mul": 3.7,
+        "fp16_add": 0.4,
+        "fp16_mul": 1.1,
+        "int8_add": 0.03,
+        "int8_mul": 0.2,
+        "int32_add": 0.1,
+        "int32_mul": 3.1,
+        "sram_8KiB": 10,
+        "sram_32KiB": 20,
+        "sram_1MiB": 100,
+    }
     for name, value in published.items():
         assert values[name] == pytest.approx(value, rel=1e-12)
     assert values["dram"] == pytest.approx((1300 * 2600) ** 0.5)
     assert (chip["int32_mul"].high, chip["int32_add"].high) == pytest.approx((12.68e-12, 0.21e-12))
-    assert chip["fp32_add"].single_source and not chip["int32_add"].single_source
+    assert chip["fp32_add"].single_source
+    assert not chip["int32_add"].single_source
 
 
 def test_units_become_si_once(chip):
@@ -104,7 +116,7 @@ def test_a_constant_without_a_name_is_refused(tmp_path):
 
 
 def test_unknown_chips_suggest_near_names():
-    with pytest.raises(SpikingError, match="got 'digital-45m'; expected .* digital-45nm"):
+    with pytest.raises(SpikingError, match=r"got 'digital-45m'; expected .* digital-45nm"):
         load("digital-45m")
 
 

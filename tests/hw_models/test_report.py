@@ -108,8 +108,15 @@ def check(value: Any, schema: dict[str, Any], definitions: dict[str, Any], where
     """The part of JSON Schema that the report's schema uses."""
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
-    kinds = {"object": dict, "array": list, "string": str, "number": (int, float), "integer": int, "boolean": bool,
-             "null": type(None)}  # fmt: skip
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "number": (int, float),
+        "integer": int,
+        "boolean": bool,
+        "null": type(None),
+    }
     names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     assert any(isinstance(value, kinds[n]) for n in names), f"{where}: {value!r} is no {names}"
     if "const" in schema:
@@ -149,9 +156,22 @@ def test_sources_are_cited(estimates):
 def test_the_page_answers_in_its_order(tmp_path, estimates):
     page, content, _ = written(tmp_path, estimates, title="My net", accuracy=0.972, facts={"linear baseline": "93.0 %"})
     ratio = f"{content['estimates'][0]['ratio']['nominal']:.3g}"
-    order = ["My net", "97.2 %", "93.0 %", "Energy against the equal ANN", ratio, "warnings", "W02", "Energy per sample",
-             "Three ways of counting", "Where the energy goes", "Activity", "Assumptions", "Constants and sources",
-             "@inproceedings{horowitz2014"]  # fmt: skip
+    order = [
+        "My net",
+        "97.2 %",
+        "93.0 %",
+        "Energy against the equal ANN",
+        ratio,
+        "warnings",
+        "W02",
+        "Energy per sample",
+        "Three ways of counting",
+        "Where the energy goes",
+        "Activity",
+        "Assumptions",
+        "Constants and sources",
+        "@inproceedings{horowitz2014",
+    ]
     places = [page.text.index(part) for part in order]
     assert places == sorted(places)
     assert "W15" not in page.text
@@ -181,10 +201,13 @@ def test_names_and_notes_are_escaped(tmp_path, trace):
     bad = EventTrace.merge([trace])
     for row in bad.layers:
         row.name = row.name + HOSTILE
-    bad.recordings = [Recording(trace.recordings[0].input, {HOSTILE: np.eye(4)}, np.eye(4), HOSTILE, (HOSTILE,) * 4, HOSTILE)]
+    bad.recordings = [
+        Recording(trace.recordings[0].input, {HOSTILE: np.eye(4)}, np.eye(4), HOSTILE, (HOSTILE,) * 4, HOSTILE)
+    ]
     bad.data_id = bad.model_name = HOSTILE
-    page, content, text = written(tmp_path, hw_models.estimate(bad), title=HOSTILE, facts={HOSTILE: HOSTILE},
-                                  figures={HOSTILE: png()})  # fmt: skip
+    page, content, text = written(
+        tmp_path, hw_models.estimate(bad), title=HOSTILE, facts={HOSTILE: HOSTILE}, figures={HOSTILE: png()}
+    )
     assert content["title"] == HOSTILE
     assert [tag for tag, _ in page.tags].count("script") == 2
     assert not any("onerror" in attributes for _, attributes in page.tags)
@@ -209,7 +232,9 @@ def test_figures_are_copied_into_the_page(tmp_path, estimates):
     from matplotlib.figure import Figure
 
     (tmp_path / "a.png").write_bytes(png())
-    page, _, _ = written(tmp_path, estimates, figures={"one": Figure(figsize=(1, 1)), "two": png(), "three": tmp_path / "a.png"})
+    page, _, _ = written(
+        tmp_path, estimates, figures={"one": Figure(figsize=(1, 1)), "two": png(), "three": tmp_path / "a.png"}
+    )
     shown = [a["alt"] for tag, a in page.tags if tag == "img" and (a["src"] or "").startswith("data:image/png")]
     assert {"one", "two", "three"} <= set(shown)
 
@@ -242,7 +267,10 @@ def test_the_player_gets_frames_spikes_and_growing_scores(trace):
     data = playable(kept, trace)
     assert data["frames"]["shape"] == [4, 2, 8, 8]
     assert [(layer["name"], layer["neurons"], layer["shown"]) for layer in data["layers"]] == [
-        ("lif0", 256, 96), ("lif1", 24, 24), ("lif2", 5, 5)]  # fmt: skip
+        ("lif0", 256, 96),
+        ("lif1", 24, 24),
+        ("lif2", 5, 5),
+    ]
     np.testing.assert_allclose(data["scores"], kept.output.cumsum(0))
     assert data["prediction"] == kept.prediction
 
@@ -259,8 +287,14 @@ def test_inputs_that_are_no_pictures_play_as_a_raster(trace):
 
 
 def test_the_chart_places_one_between_the_ratios():
-    rows = [{"accounting": str(r), "ratio": dict.fromkeys(("low", "nominal", "high"), r),
-             "ratio_sampling": dict.fromkeys(("low", "nominal", "high"), r)} for r in (0.1, 10.0)]  # fmt: skip
+    rows = [
+        {
+            "accounting": str(r),
+            "ratio": dict.fromkeys(("low", "nominal", "high"), r),
+            "ratio_sampling": dict.fromkeys(("low", "nominal", "high"), r),
+        }
+        for r in (0.1, 10.0)
+    ]
     chart = ratio_chart(rows)
     assert chart["rows"][0]["x"] < chart["one"] < chart["rows"][1]["x"]
     assert chart["one"] == pytest.approx(50)
@@ -269,7 +303,8 @@ def test_the_chart_places_one_between_the_ratios():
 
 # the page in a browser
 
-PROBE = """<!doctype html><title>probe</title><iframe id="f" style="width:%(width)dpx;height:900px" src="report.html"></iframe>
+PROBE = """<!doctype html><title>probe</title>
+<iframe id="f" style="width:%(width)dpx;height:900px" src="report.html"></iframe>
 <script>
 const log = [];
 addEventListener("message", () => 0);
@@ -301,9 +336,21 @@ document.getElementById("f").onload = (e) => {
 def open_in_browser(folder: Path, width: int = 1000) -> dict[str, Any]:
     """Load report.html inside a probe page in a real browser and bring back what it did."""
     (folder / "probe.html").write_text(PROBE % {"width": width}, encoding="utf-8")
-    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--mute-audio",
-               "--disable-extensions", "--allow-file-access-from-files", "--virtual-time-budget=4000", "--enable-logging=stderr",
-               f"--user-data-dir={folder / 'profile'}", "--dump-dom", (folder / "probe.html").as_uri()]  # fmt: skip
+    command = [
+        str(CHROMIUM),
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--mute-audio",
+        "--disable-extensions",
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=4000",
+        "--enable-logging=stderr",
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        (folder / "probe.html").as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     found = re.search(r"<pre id=\"out\">(.*?)</pre>", done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
@@ -316,10 +363,12 @@ def open_in_browser(folder: Path, width: int = 1000) -> dict[str, Any]:
 def test_the_page_runs_in_a_browser_without_network_or_errors(tmp_path, estimates):
     _, content, _ = written(tmp_path, estimates)
     seen = open_in_browser(tmp_path)
-    assert seen["log"] == [] and seen["console"] == []
+    assert seen["log"] == []
+    assert seen["console"] == []
     assert [r for r in seen["resources"] if not r.startswith("data:")] == []
     assert seen["ratio"].startswith(f"{content['estimates'][0]['ratio']['nominal']:.3g}")
-    assert seen["frame"] > 1 and seen["raster"] > 1
+    assert seen["frame"] > 1
+    assert seen["raster"] > 1
     assert (seen["playing"], seen["bars"]) == ("Pause", 5)
     assert seen["before"] != seen["after"] == sorted(seen["before"], reverse=True)
 
@@ -335,11 +384,14 @@ def test_hostile_names_do_nothing_in_a_browser(tmp_path, trace):
     bad = EventTrace.merge([trace])
     for row in bad.layers:
         row.name = row.name + HOSTILE
-    bad.recordings = [Recording(trace.recordings[0].input, {HOSTILE: np.eye(4)}, np.eye(4), HOSTILE, (HOSTILE,) * 4, HOSTILE)]
+    bad.recordings = [
+        Recording(trace.recordings[0].input, {HOSTILE: np.eye(4)}, np.eye(4), HOSTILE, (HOSTILE,) * 4, HOSTILE)
+    ]
     written(tmp_path, hw_models.estimate(bad), title="plain")
     seen = open_in_browser(tmp_path)
     assert seen["title"] == "plain"
-    assert seen["log"] == [] and seen["console"] == []
+    assert seen["log"] == []
+    assert seen["console"] == []
 
 
 # the terminal
@@ -363,7 +415,8 @@ def file(tmp_path, trace):
 
 def test_the_command_prints_table_warnings_and_ratio(file, estimates):
     text = run(file)
-    assert "conv1" in text and "graded" in text
+    assert "conv1" in text
+    assert "graded" in text
     assert estimates[0].summary() in text
     for warning in estimates[0].warnings:
         assert f"{warning.code}  {warning.text}" in text
@@ -424,7 +477,14 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, trace):
 def test_the_example_runs(tmp_path):
     script = Path(__file__).parents[2] / "examples" / "energy_report.py"
     out = tmp_path / "report.html"
-    done = subprocess.run([sys.executable, "-P", str(script), "--out", str(out)], capture_output=True, text=True, check=True,
-                          cwd=tmp_path, env=dict(os.environ, OMP_NUM_THREADS="1"))  # fmt: skip
-    assert "operations" in done.stdout and "SNN/ANN energy" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
+    assert "operations" in done.stdout
+    assert "SNN/ANN energy" in done.stdout
     assert out.stat().st_size > 50_000
