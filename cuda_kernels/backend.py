@@ -38,7 +38,9 @@ class Choice:
 def _setting(name: str, default: str, allowed: tuple[str, ...]) -> str:
     value = os.environ.get(name, default)
     if value not in allowed:
-        raise SpikingError(f"environment variable {name}: got {value!r}; expected one of {', '.join(allowed)}. Unset it for the default.")
+        raise SpikingError(
+            f"environment variable {name}: got {value!r}; expected one of {', '.join(allowed)}. Unset it for the default."
+        )
     return value
 
 
@@ -58,7 +60,7 @@ def compiled() -> ModuleType | None:
     if level is not None:
         if level not in _cpu.levels():
             raise SpikingError(
-                f"environment variable SPIKING_LEVEL: got {level!r}; this processor and build offer {', '.join(_cpu.levels())}. Unset it for the widest."
+                f"environment variable SPIKING_LEVEL: got {level!r}; expected one of {', '.join(_cpu.levels())}, which this machine runs."
             )
         _cpu.set_level(level)
     _set_limit(_cpu, _arena_limit())
@@ -106,7 +108,9 @@ def _arena_limit() -> int:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         return min(pages * size // 4, 8 << 30)
     if not given.isdigit():
-        raise SpikingError(f"environment variable SPIKING_ARENA_MB: got {given!r}; expected a whole number of megabytes.")
+        raise SpikingError(
+            f"environment variable SPIKING_ARENA_MB: got {given!r}; expected a whole number of megabytes."
+        )
     return int(given) << 20
 
 
@@ -126,12 +130,17 @@ def _why_not_cpu(device: torch.device) -> str | None:
     return None
 
 
+_CPU = Choice("cpu", {"cuda": "the tensors are on cpu", "reference": "it is slower"})
+
+
 def choose(device: torch.device) -> Choice:
     """The backend for tensors on `device`.
 
     Errors: SpikingError where SPIKING_BACKEND asks for one that cannot run here.
     """
     wanted = _setting("SPIKING_BACKEND", "auto", BACKENDS)
+    if wanted == "auto" and device.type == "cpu" and compiled() is not None:
+        return _CPU  # the common case, asked at every call
     reasons = {"cpu": _why_not_cpu(device), "cuda": _why_not_cuda(device), "reference": None}
     if wanted != "auto":
         reason = reasons[wanted]

@@ -34,7 +34,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     items = 1
     for d in shape:
         items *= d
-    module = backend.compiled() if device.type == "cpu" and dtype in _CODES and items * dtype.itemsize >= _SMALLEST else None
+    module = (
+        backend.compiled() if device.type == "cpu" and dtype in _CODES and items * dtype.itemsize >= _SMALLEST else None
+    )
     if module is None or not backend.arena_on():
         return torch.empty(shape, dtype=dtype, device=device)
     return from_dlpack(module.arena_empty(list(shape), *_CODES[dtype]))

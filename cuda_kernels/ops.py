@@ -33,8 +33,21 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def pack(rule: reference.Rule, beta: float, threshold: float, beta_syn: float) -> tuple[list[int], list[float]]:
     """The flat form of a rule: 10 integers and 9 numbers."""
     a, b = rule.surrogate.kernel_parameters
-    flags = (rule.tie == "gt", rule.decay_input, rule.detach_reset, rule.reset_delay, rule.residual_reset, rule.normalize)
-    integers = [KINDS.index(rule.kind), RESETS.index(rule.reset), rule.surrogate.kernel_id, rule.refractory, *map(int, flags)]
+    flags = (
+        rule.tie == "gt",
+        rule.decay_input,
+        rule.detach_reset,
+        rule.reset_delay,
+        rule.residual_reset,
+        rule.normalize,
+    )
+    integers = [
+        KINDS.index(rule.kind),
+        RESETS.index(rule.reset),
+        rule.surrogate.kernel_id,
+        rule.refractory,
+        *map(int, flags),
+    ]
     return integers, [beta, threshold, beta_syn, rule.v_reset, rule.v_leak, rule.beta_adapt, rule.adapt_scale, a, b]
 
 
@@ -130,14 +143,26 @@ def _integrate_backward(
     steps, neurons = shape[0], math.prod(shape[1:])
     n_params = 1 if params is None else params.shape[1]
     grad_x = memory.empty(shape, dtype, saved.device)
-    grad_state0 = memory.empty((n_states(rule), *shape[1:]) if state is not None else (0,), state_dtype(dtype), saved.device)
+    grad_state0 = memory.empty(
+        (n_states(rule), *shape[1:]) if state is not None else (0,), state_dtype(dtype), saved.device
+    )
     packed = [_DTYPES.index(dtype), save, *rule]
     sizes = (steps, neurons, n_params, inner)
     threads = _threads_for(x.numel())
     wanted = want_params and params is not None
     rows = threads if choice == "cpu" else 1
-    grad_params = torch.zeros((rows, 3, n_params) if wanted else (0, 3, n_params), dtype=torch.float64, device=saved.device)
-    before = (0 if _is_stand_in(x) else _address(x), _address(state), _address(params), _address(saved), _address(grad_s), scalar, _address(grad_state))
+    grad_params = torch.zeros(
+        (rows, 3, n_params) if wanted else (0, 3, n_params), dtype=torch.float64, device=saved.device
+    )
+    before = (
+        0 if _is_stand_in(x) else _address(x),
+        _address(state),
+        _address(params),
+        _address(saved),
+        _address(grad_s),
+        scalar,
+        _address(grad_state),
+    )
     outputs = (_address(grad_x), _address(grad_state0), _address(grad_params))
     if choice == "cuda":
         from .cuda import launch
@@ -145,7 +170,11 @@ def _integrate_backward(
         launch.neuron_backward((*before, *outputs), sizes, packed, numbers, x)
     else:
         backend.compiled().neuron_backward(*before, *outputs, *sizes, packed, numbers, threads)  # type: ignore[union-attr]
-    return grad_x, grad_state0, grad_params.sum(0).to(state_dtype(dtype)) if wanted else grad_params.new_empty(0, dtype=state_dtype(dtype))
+    return (
+        grad_x,
+        grad_state0,
+        grad_params.sum(0).to(state_dtype(dtype)) if wanted else grad_params.new_empty(0, dtype=state_dtype(dtype)),
+    )
 
 
 def _reference_arguments(
@@ -158,11 +187,17 @@ def _reference_arguments(
         cells = [torch.full((), value, dtype=dtype, device=x.device) for value in numbers[:3]]
     else:
         features = x.shape[2:].numel()
-        flat = params.repeat_interleave(inner, dim=1) if params.shape[1] * inner == features and params.shape[1] > 1 else params
+        flat = (
+            params.repeat_interleave(inner, dim=1)
+            if params.shape[1] * inner == features and params.shape[1] > 1
+            else params
+        )
         cells = [row.reshape(x.shape[2:] if row.numel() == features and features > 1 else ()) for row in flat.unbind(0)]
     a, b = numbers[7], numbers[8]
     surrogate = _Curve(rule[_SURROGATE], a, b, {kind.kernel_id: kind for kind in reversed(ALL)})
-    flags = dict(zip(("decay_input", "detach_reset", "reset_delay", "residual_reset", "normalize"), map(bool, rule[_TIE + 1 :])))
+    flags = dict(
+        zip(("decay_input", "detach_reset", "reset_delay", "residual_reset", "normalize"), map(bool, rule[_TIE + 1 :]))
+    )
     meaning = reference.Rule(
         surrogate,
         kind=KINDS[rule[_KIND]],
@@ -214,10 +249,18 @@ def _backward_reference(
     x_leaf = leaves[0]
     params_leaf = leaves[-1] if params is not None else None
     with torch.enable_grad():
-        start, cells, meaning = _reference_arguments(x_leaf, leaves[1] if given else None, params_leaf, inner, rule, numbers)
+        start, cells, meaning = _reference_arguments(
+            x_leaf, leaves[1] if given else None, params_leaf, inner, rule, numbers
+        )
         s, last, _ = reference.run(x_leaf, start, *cells, meaning)
-        pairs = [(out, grad) for out, grad in ((s, grad_s), (last, grad_state)) if grad is not None and out.requires_grad]
-    grads = torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True) if pairs else [None] * len(leaves)
+        pairs = [
+            (out, grad) for out, grad in ((s, grad_s), (last, grad_state)) if grad is not None and out.requires_grad
+        ]
+    grads = (
+        torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+        if pairs
+        else [None] * len(leaves)
+    )
     full = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads)]
     nothing = torch.empty(0, dtype=dtype, device=x.device)
     return full[0], full[1] if given else nothing, full[-1] if params is not None else nothing

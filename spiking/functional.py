@@ -197,7 +197,9 @@ def integrate(
     if save not in ("value", "half", "recompute"):
         raise SpikingError(f'{where}.save: got {save!r}; expected "value", "half" or "recompute".')
     # These keep more state than h alone can give back, so their backward always recomputes.
-    must_recompute = rule.kind != "lif" or rule.refractory > 0 or rule.residual_reset or (save == "half" and rule.reset_delay)
+    must_recompute = (
+        rule.kind != "lif" or rule.refractory > 0 or rule.residual_reset or (save == "half" and rule.reset_delay)
+    )
     mode = 0 if not learns else ops.SAVES.index("recompute" if must_recompute else save)
     if state is not None:
         state = state.to(ops.state_dtype(x.dtype))
@@ -210,18 +212,26 @@ def check_rule(where: str, rule: Rule) -> None:
     if rule.reset not in ops.RESETS:
         raise SpikingError(f'{where}.reset: got {rule.reset!r}; expected "subtract", "zero" or "none".')
     if rule.tie not in ("ge", "gt"):
-        raise SpikingError(f'{where}.tie: got {rule.tie!r}; expected "ge" (fires at the threshold) or "gt" (only above).')
+        raise SpikingError(
+            f'{where}.tie: got {rule.tie!r}; expected "ge" (fires at the threshold) or "gt" (only above).'
+        )
     if not isinstance(rule.surrogate, Surrogate):
-        raise SpikingError(f"{where}.surrogate: got {rule.surrogate!r}; expected one of spiking.surrogate, such as surrogate.ATan().")
+        raise SpikingError(
+            f"{where}.surrogate: got {rule.surrogate!r}; expected one of spiking.surrogate, such as surrogate.ATan()."
+        )
     for name in ("v_reset", "v_leak", "adapt_scale"):
         if not math.isfinite(getattr(rule, name)):
             raise SpikingError(f"{where}.{name}: got {getattr(rule, name)}; expected a finite number.")
     if not 0 <= rule.beta_adapt <= 1:
-        raise SpikingError(f"{where}.beta_adapt: got {rule.beta_adapt}; expected 0 <= beta_adapt <= 1, the decay per step.")
+        raise SpikingError(
+            f"{where}.beta_adapt: got {rule.beta_adapt}; expected 0 <= beta_adapt <= 1, the decay per step."
+        )
     if rule.refractory < 0 or rule.refractory != int(rule.refractory):
         raise SpikingError(f"{where}.refractory: got {rule.refractory}; expected a whole number of steps >= 0.")
     if rule.residual_reset and (rule.reset != "subtract" or rule.reset_delay):
-        raise SpikingError(f'{where}.residual_reset: needs reset="subtract" without reset_delay; it says what remains after such a reset.')
+        raise SpikingError(
+            f'{where}.residual_reset: needs reset="subtract" without reset_delay; it says what remains after such a reset.'
+        )
     if rule.refractory and (rule.reset_delay or rule.residual_reset):
         raise SpikingError(f"{where}.refractory: cannot be combined with reset_delay or residual_reset. Choose one.")
 
@@ -249,7 +259,9 @@ def _check_input(where: str, x: Tensor, state: Tensor | None, rule: Rule) -> Non
             f"{where}: got input of shape {list(x.shape)}; expected [T, B, *]. For one time step call layer.step(x_t, state)."
         )
     if x.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise SpikingError(f"{where}: got input of dtype {x.dtype}; expected a floating dtype. Convert it with x.float().")
+        raise SpikingError(
+            f"{where}: got input of dtype {x.dtype}; expected a floating dtype. Convert it with x.float()."
+        )
     if state is not None:
         expected = (rule.n_states, *x.shape[1:])
         if tuple(state.shape) != expected:
@@ -281,7 +293,8 @@ def _cells(
             fits = tensor.shape if tensor.shape[0] > 1 else torch.Size(())
         else:
             raise SpikingError(
-                f"{where}.{name}: got shape {list(tensor.shape)} for input {list(x.shape)}; expected (), [{features[0] if features else 1}] or {list(features)}."
+                f"{where}.{name}: got shape {list(tensor.shape)} for input {list(x.shape)}; "
+                f"expected (), [{features[0] if features else 1}] or {list(features)}."
             )
         shape = fits if len(fits) > len(shape) else shape
     dtype = ops.state_dtype(x.dtype)

@@ -93,7 +93,7 @@ class Neuron(nn.Module):
     def _rows(self, state: NeuronState, x: Tensor) -> Tensor:
         if not isinstance(state, self.state_type):
             raise SpikingError(
-                f"{type(self).__name__}: got a state of type {type(state).__name__}; expected {self.state_type.__name__} as returned by step."
+                f"{type(self).__name__}: got a state of type {type(state).__name__}; expected the {self.state_type.__name__} that step returns."
             )
         rows = [row for row in state if row is not None]
         if len(rows) == self.rule.n_states - 1 and self.rule.refractory:
@@ -112,10 +112,7 @@ class Neuron(nn.Module):
         }[kind]
         operations["mul"] += int(self.rule.decay_input)
         operations["reset_add"] = int(self.rule.reset == "subtract") + int(kind == "adaptive")
-        numbers = {
-            name: float(value) if isinstance(value, (int, float)) or value.numel() == 1 else float(value.detach().mean())
-            for name, value in self.cells().items()
-        }
+        numbers = {name: float(torch.as_tensor(value).detach().mean()) for name, value in self.cells().items()}
         return {
             "type": type(self).__name__,
             "state_vars": 1 + (kind != "lif"),
@@ -231,7 +228,9 @@ class IF(Neuron):
         save: F.Save = "value",
     ) -> None:
         super().__init__()
-        self.rule = Rule(surrogate, reset=reset, tie=tie, detach_reset=detach_reset, v_reset=v_reset, refractory=refractory)
+        self.rule = Rule(
+            surrogate, reset=reset, tie=tie, detach_reset=detach_reset, v_reset=v_reset, refractory=refractory
+        )
         self.save = save
         F.check_rule("IF", self.rule)
         F.check_threshold("IF", threshold)
@@ -283,7 +282,9 @@ class ParametricLIF(Neuron):
         F.check_rule("ParametricLIF", self.rule)
         F.check_threshold("ParametricLIF", threshold)
         if not 0 < beta < 1:
-            raise SpikingError(f"ParametricLIF.beta: got {beta}; expected 0 < beta < 1. It is where the learned decay starts.")
+            raise SpikingError(
+                f"ParametricLIF.beta: got {beta}; expected 0 < beta < 1. It is where the learned decay starts."
+            )
         self.w = nn.Parameter(torch.tensor(math.log((1 - beta) / beta)))
         self._constant("threshold", threshold, learn_threshold)
 
@@ -318,7 +319,9 @@ class CuBaLIF(Neuron):
         v_leak: float = 0.0,
     ) -> None:
         super().__init__()
-        self.rule = Rule(surrogate, kind="cuba", reset=reset, tie=tie, detach_reset=detach_reset, v_reset=v_reset, v_leak=v_leak)
+        self.rule = Rule(
+            surrogate, kind="cuba", reset=reset, tie=tie, detach_reset=detach_reset, v_reset=v_reset, v_leak=v_leak
+        )
         self.save = "recompute"
         F.check_rule("CuBaLIF", self.rule)
         F.check_beta("CuBaLIF", "beta", beta)
@@ -410,7 +413,9 @@ class Recurrent(nn.Module):
     def __init__(self, neuron: Neuron, features: int, bias: bool = False) -> None:
         super().__init__()
         if not isinstance(neuron, Neuron):
-            raise SpikingError(f"Recurrent.neuron: got {type(neuron).__name__}; expected a neuron such as spiking.LIF().")
+            raise SpikingError(
+                f"Recurrent.neuron: got {type(neuron).__name__}; expected a neuron such as spiking.LIF()."
+            )
         self.neuron = neuron
         self.features = features
         self.recurrent = nn.Linear(features, features, bias=bias)
@@ -419,14 +424,17 @@ class Recurrent(nn.Module):
         """Spikes [T, B, features]; with `return_state` also the state after the last step."""
         if x.dim() != 3 or x.shape[-1] != self.features:
             raise SpikingError(f"Recurrent: got input of shape {list(x.shape)}; expected [T, B, {self.features}].")
-        spikes = []
-        for x_t in x.unbind(0):
-            s, state = self.step(x_t, state)
-            spikes.append(s)
-        if state is None:
-            state = RecurrentState(self.neuron(x, return_state=True)[1], x.new_zeros(x.shape[1:]))
-        out = torch.stack(spikes) if spikes else torch.empty_like(x)
-        return (out, state) if return_state else out
+        if x.shape[0] == 0:
+            out, rest = self.neuron(x, state=None if state is None else state.neuron, return_state=True)
+            after = state or RecurrentState(rest, x.new_zeros(x.shape[1:]))
+        else:
+            spikes = []
+            after = state
+            for x_t in x.unbind(0):
+                s, after = self.step(x_t, after)
+                spikes.append(s)
+            out = torch.stack(spikes)
+        return (out, after) if return_state else out
 
     def step(self, x_t: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
         """One time step: x_t [B, features] and the state before (None: at rest) -> spikes and the state after."""

@@ -55,8 +55,8 @@ template <Kind kind> constexpr int extra_states() { return kind == Kind::lif ? 0
 
 template <class T>
 Rule<T> rule_of(const NeuronCall& p) {
-    return {T(p.v_reset), T(p.v_leak), T(p.beta_adapt), T(p.adapt_scale), T(p.a), T(p.b), p.surrogate, p.refractory,
-            p.tie_gt, p.decay_input, p.detach_reset, p.reset_delay, p.residual_reset, p.normalize};
+    return {T(p.v_reset), T(p.v_leak), T(p.beta_adapt), T(p.adapt_scale), T(p.a), T(p.b), T(p.tie_gt ? 0 : 1), T(p.decay_input),
+            T(p.detach_reset ? 0 : 1), T(p.reset_delay), T(p.residual_reset), T(p.normalize), T(p.refractory), p.surrogate};
 }
 
 template <class T>
@@ -78,7 +78,7 @@ void fill_cells(const NeuronCall& p, i64 first, i64 n, T* beta, T* threshold, T*
     }
 }
 
-template <Kind kind, Reset reset, bool general, class T>
+template <Kind kind, Reset reset, Flags flags, class T>
 void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T> rule, T* __restrict s, T* __restrict h, i64 n) {
     T* __restrict v = st.v;
     T* __restrict e = st.e;
@@ -86,21 +86,16 @@ void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T>
     const T* __restrict beta = cells.beta;
     const T* __restrict threshold = cells.threshold;
     const T* __restrict beta_syn = cells.beta_syn;
-    if constexpr (!general) {
-        for (i64 k = 0; k < n; ++k) {
-            State<T> state{v[k], T(0), T(0), T(0)};
-            s[k] = neuron_step<kind, reset, general>(x[k], state, Cell<T>{beta[k], threshold[k], T(0)}, rule, h[k]);
-            v[k] = state.v;
-        }
-    } else {
-        for (i64 k = 0; k < n; ++k) {
-            State<T> state{v[k], e[k], e[k], c[k]};
-            s[k] = neuron_step<kind, reset, general>(x[k], state, Cell<T>{beta[k], threshold[k], beta_syn[k]}, rule, h[k]);
-            v[k] = state.v;
-            if constexpr (kind == Kind::cuba) e[k] = state.i;
-            if constexpr (kind == Kind::adaptive) e[k] = state.b;
-            c[k] = state.c;
-        }
+    for (i64 k = 0; k < n; ++k) {
+        T vk = v[k], ek = T(0), ck = T(0), hk, y = T(0);
+        if constexpr (kind != Kind::lif) ek = e[k];
+        if constexpr (kind == Kind::cuba) y = beta_syn[k];
+        if constexpr (flags != Flags::plain) ck = c[k];
+        s[k] = neuron_step<kind, reset, flags>(x[k], vk, ek, ck, beta[k], threshold[k], y, rule, hk);
+        h[k] = hk;
+        v[k] = vk;
+        if constexpr (kind != Kind::lif) e[k] = ek;
+        if constexpr (flags != Flags::plain) c[k] = ck;
     }
 }
 
@@ -108,18 +103,20 @@ void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T>
 template <class T>
 void encode_row(const T* __restrict h, const T* __restrict threshold, const Rule<T> rule, u16* __restrict out, i64 n) {
     for (i64 k = 0; k < n; ++k) {
-        const T u = distance(h[k], threshold[k], rule);
+        const T u = distance<Flags::all>(h[k], threshold[k], rule);
         const float m = float(magnitude(u));
-        const u32 bits16 = narrow_f16(m > 65504.0f ? 65504.0f : m).raw;
-        out[k] = u16(fires(u, rule) ? bits16 : 0x8000u | (bits16 == 0u ? 1u : bits16));
+        const u32 code = narrow_f16(m > 65504.0f ? 65504.0f : m).raw;
+        const u32 silent = 0x8000u | (code == 0u ? 1u : code);
+        out[k] = u16(fires<Flags::all>(u, rule) > T(0) ? code : silent);
     }
 }
 
 template <class T>
 void decode_row(const u16* __restrict from, const T* __restrict threshold, const Rule<T> rule, T* __restrict u, T* __restrict h, i64 n) {
     for (i64 k = 0; k < n; ++k) {
-        u[k] = T(widen(f16{from[k]}));
-        h[k] = rule.normalize ? (u[k] + T(1)) * threshold[k] : u[k] + threshold[k];
+        const T uk = T(widen(f16{from[k]})), theta = threshold[k];
+        u[k] = uk;
+        h[k] = rule.normalize > T(0) ? (uk + T(1)) * theta : uk + theta;
     }
 }
 
@@ -134,7 +131,7 @@ void slope_row(const T* __restrict u, const Rule<T> rule, T* __restrict slope, i
 template <class T> struct CarryRows { T *v, *e, *s; };
 struct GradRows { double *beta, *threshold, *beta_syn; };
 
-template <Kind kind, Reset reset, bool general, bool params, class T>
+template <Kind kind, Reset reset, Flags flags, bool params, class T>
 void adjoint_row(const T* __restrict x, const T* __restrict h, const T* __restrict u, const T* __restrict slope, const T* __restrict gs,
                  const T* __restrict before_v, const T* __restrict before_e, const T* __restrict before_c, CarryRows<T> carry,
                  Cells<T> cells, const Rule<T> rule, GradRows grads, T* __restrict gx, i64 n) {
@@ -148,31 +145,24 @@ void adjoint_row(const T* __restrict x, const T* __restrict h, const T* __restri
     double* __restrict gt = grads.threshold;
     double* __restrict gy = grads.beta_syn;
     for (i64 k = 0; k < n; ++k) {
-        CellGrad<T> grad{T(0), T(0), T(0)};
-        Carry<T> flow{cv[k], T(0), T(0), T(0)};
-        State<T> before{T(0), T(0), T(0), T(0)};
-        Cell<T> cell{beta[k], threshold[k], T(0)};
-        T xk = T(0);
-        if constexpr (general) {
-            before = {before_v[k], before_e[k], before_e[k], before_c[k]};
-            flow.i = flow.b = ce[k];
-            flow.s = cs[k];
-            cell.beta_syn = beta_syn[k];
-            xk = x[k];
-        } else if constexpr (params) {
-            before.v = before_v[k];
-        }
-        gx[k] = neuron_adjoint<kind, reset, general>(xk, h[k], u[k], slope[k], gs[k], before, flow, cell, rule, grad);
-        cv[k] = flow.v;
-        if constexpr (general) {
-            if constexpr (kind == Kind::cuba) ce[k] = flow.i;
-            if constexpr (kind == Kind::adaptive) ce[k] = flow.b;
-            cs[k] = flow.s;
-        }
+        T flow_v = cv[k], flow_e = T(0), flow_s = T(0), v = T(0), e = T(0), c = T(0), xk = T(0), y = T(0), hk = T(0);
+        T grad_beta = T(0), grad_threshold = T(0), grad_beta_syn = T(0);
+        if constexpr (params || flags == Flags::all) v = before_v[k];
+        if constexpr (kind != Kind::lif) e = before_e[k], flow_e = ce[k];
+        if constexpr (kind == Kind::cuba) y = beta_syn[k];
+        if constexpr (flags != Flags::plain) c = before_c[k];
+        if constexpr (flags != Flags::plain && params) xk = x[k];
+        if constexpr (flags == Flags::all) flow_s = cs[k];
+        if constexpr (flags == Flags::all || reset == Reset::zero) hk = h[k];
+        gx[k] = neuron_adjoint<kind, reset, flags>(xk, hk, u[k], slope[k], gs[k], v, e, c, flow_v, flow_e, flow_s, beta[k], threshold[k], y,
+                                                   rule, grad_beta, grad_threshold, grad_beta_syn);
+        cv[k] = flow_v;
+        if constexpr (kind != Kind::lif) ce[k] = flow_e;
+        if constexpr (flags == Flags::all) cs[k] = flow_s;
         if constexpr (params) {
-            gb[k] += double(grad.beta);
-            gt[k] += double(grad.threshold);
-            gy[k] += double(grad.beta_syn);
+            gb[k] += double(grad_beta);
+            gt[k] += double(grad_threshold);
+            if constexpr (kind == Kind::cuba) gy[k] += double(grad_beta_syn);
         }
     }
 }
@@ -195,7 +185,7 @@ void load_state(const T* from, i64 stride, int extra, int counter, const Rule<T>
     if (from && counter) copy(from + counter * stride, c, n); else fill(c, n, T(0));
 }
 
-template <Kind kind, Reset reset, bool general, class IO>
+template <Kind kind, Reset reset, Flags flags, class IO>
 void forward_block(const NeuronCall& p, i64 first, i64 n) {
     using T = typename StateOf<IO>::type;
     alignas(64) T beta[BLOCK], threshold[BLOCK], beta_syn[BLOCK], v[BLOCK], e[BLOCK], c[BLOCK], xb[BLOCK], sb[BLOCK], hb[BLOCK];
@@ -218,14 +208,14 @@ void forward_block(const NeuronCall& p, i64 first, i64 n) {
         T* s = sb;
         if constexpr (sizeof(IO) == sizeof(T)) s = out;
         T* h = p.save == 1 ? static_cast<T*>(p.saved) + at : hb;
-        step_row<kind, reset, general>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n);
+        step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n);
         store_row(sb, out, n);
         if (p.save == 2) encode_row(h, threshold, rule, static_cast<u16*>(p.saved) + at, n);
     }
     store_state(static_cast<T*>(p.state1) + first);
 }
 
-template <Kind kind, Reset reset, bool general, bool params, class IO>
+template <Kind kind, Reset reset, Flags flags, bool params, class IO>
 void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) {
     using T = typename StateOf<IO>::type;
     constexpr i64 W = BLOCK;
@@ -256,7 +246,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
         IO* out = static_cast<IO*>(p.grad_x) + at;
         T* gx = gxb;
         if constexpr (sizeof(IO) == sizeof(T)) gx = out;
-        adjoint_row<kind, reset, general, params>(x, h, u, slope, gs, bv, be, bc, CarryRows<T>{cv, ce, cs}, cells, rule, GradRows{gb, gt, gy}, gx, n);
+        adjoint_row<kind, reset, flags, params>(x, h, u, slope, gs, bv, be, bc, CarryRows<T>{cv, ce, cs}, cells, rule, GradRows{gb, gt, gy}, gx, n);
         store_row(gxb, out, n);
     };
 
@@ -272,13 +262,13 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
             for (i64 t = start; t < stop; ++t) {
                 copy(v, vs[t - start], n), copy(e, es[t - start], n), copy(c, counts[t - start], n);
                 const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
-                step_row<kind, reset, general>(x, States<T>{v, e, c}, cells, rule, spikes, hs[t - start], n);
+                step_row<kind, reset, flags>(x, States<T>{v, e, c}, cells, rule, spikes, hs[t - start], n);
             }
             for (i64 t = stop - 1; t >= start; --t) {
                 const T *h = hs[t - start], *be = es[t - start];
                 for (i64 k = 0; k < n; ++k) {
                     const T theta = kind == Kind::adaptive ? threshold[k] + rule.adapt_scale * be[k] : threshold[k];
-                    ub[k] = distance(h[k], theta, rule);
+                    ub[k] = distance<Flags::all>(h[k], theta, rule);
                 }
                 const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
                 adjoint(t, x, h, ub, vs[t - start], be, counts[t - start]);
@@ -286,10 +276,10 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
         }
     } else if constexpr (kind == Kind::lif) {    // value or half: h is at hand, the state before a step follows from the row before
         alignas(64) T hb[2][W], uprev[W], vb[W], zero[W];
-        const bool half = p.save == 2, need_v = params || general;
+        const bool half = p.save == 2, need_v = params || flags == Flags::all;
         fill(zero, n, T(0));
         Rule<T> kept = rule;
-        if (half) rule.tie_gt = false;           // the code's sign holds the spike whatever the tie rule was
+        if (half) rule.on_tie = T(1);            // the code's sign holds the spike whatever the tie rule was
         const auto fetch = [&](i64 t, T* u, T* buffer) -> const T* {
             const i64 at = t * p.N + first;
             if (half) {
@@ -297,7 +287,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
                 return buffer;
             }
             const T* h = static_cast<const T*>(p.saved) + at;
-            for (i64 k = 0; k < n; ++k) u[k] = distance(h[k], threshold[k], rule);
+            for (i64 k = 0; k < n; ++k) u[k] = distance<Flags::all>(h[k], threshold[k], rule);
             return h;
         };
         const T* h = p.T > 0 ? fetch(p.T - 1, ub, hb[0]) : nullptr;
@@ -309,7 +299,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
                     bv = hprev;
                 } else {
                     for (i64 k = 0; k < n; ++k) {
-                        const bool fired = fires(uprev[k], rule);
+                        const bool fired = fires<Flags::all>(uprev[k], rule) > T(0);
                         if constexpr (reset == Reset::subtract) vb[k] = hprev[k] - (fired ? threshold[k] : T(0));
                         if constexpr (reset == Reset::zero) vb[k] = fired ? kept.v_reset : hprev[k];
                         if constexpr (reset == Reset::none) vb[k] = hprev[k];
@@ -321,7 +311,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
                 bv = vb;
             }
             const T* x = zero;
-            if (general && p.x) x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
+            if (params && flags != Flags::plain && p.x) x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
             adjoint(t, x, h, ub, bv, zero, zero);
             if (t > 0) {
                 if (need_v) {
@@ -334,17 +324,15 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
         }
     }
 
-    if (general && p.reset_delay) {
+    if (flags == Flags::all && p.reset_delay) {
         alignas(64) T v0[W];
         if (p.state0) copy(static_cast<const T*>(p.state0) + first, v0, n); else fill(v0, n, rule.v_leak);
-        for (i64 k = 0; k < n; ++k) ub[k] = distance(v0[k], threshold[k], rule);
+        for (i64 k = 0; k < n; ++k) ub[k] = distance<Flags::all>(v0[k], threshold[k], rule);
         slope_row(ub, rule, slope, n);
         for (i64 k = 0; k < n; ++k) {
-            CellGrad<T> grad{T(0), T(0), T(0)};
-            Carry<T> flow{cv[k], T(0), T(0), cs[k]};
-            initial_adjoint(v0[k], slope[k], flow, Cell<T>{beta[k], threshold[k], beta_syn[k]}, rule, grad);
-            cv[k] = flow.v;
-            if constexpr (params) gt[k] += double(grad.threshold);
+            T grad_threshold = T(0);
+            initial_adjoint(v0[k], slope[k], cs[k], threshold[k], rule, cv[k], grad_threshold);
+            if constexpr (params) gt[k] += double(grad_threshold);
         }
     }
     if (p.grad_state0) {
@@ -383,40 +371,43 @@ void over_blocks(const NeuronCall& p, i64 largest, const Body& body) {
     for (i64 block = 0; block < blocks; ++block) one(block, 0);
 }
 
-bool needs_flags(const NeuronCall& p) {
-    return p.kind != 0 || p.tie_gt || p.decay_input || p.reset_delay || p.residual_reset || p.normalize || p.refractory > 0 ||
-           p.v_leak != 0.0 || (p.reset == 1 && p.v_reset != 0.0);
+Flags flags_of(const NeuronCall& p) {
+    if (p.reset_delay || p.residual_reset || p.normalize) return Flags::all;
+    const bool some = p.tie_gt || p.decay_input || p.refractory > 0 || p.v_leak != 0.0 || (p.reset == 1 && p.v_reset != 0.0);
+    return some ? Flags::common : Flags::plain;
 }
 
-template <Kind kind, Reset reset, bool general, class IO>
+template <Kind kind, Reset reset, Flags flags, class IO>
 void run(const NeuronCall& p, bool backward) {
     if (!backward) {
-        over_blocks(p, BLOCK, [&](i64 first, i64 n, int) { forward_block<kind, reset, general, IO>(p, first, n); });
+        over_blocks(p, BLOCK, [&](i64 first, i64 n, int) { forward_block<kind, reset, flags, IO>(p, first, n); });
         return;
     }
     const i64 largest = p.save == 3 ? RECOMPUTE_BLOCK : BLOCK;
     if (p.grad_params)
         over_blocks(p, largest, [&](i64 first, i64 n, int thread) {
-            backward_block<kind, reset, general, true, IO>(p, first, n, p.grad_params + thread * 3 * p.C);
+            backward_block<kind, reset, flags, true, IO>(p, first, n, p.grad_params + thread * 3 * p.C);
         });
     else
-        over_blocks(p, largest, [&](i64 first, i64 n, int) { backward_block<kind, reset, general, false, IO>(p, first, n, nullptr); });
+        over_blocks(p, largest, [&](i64 first, i64 n, int) { backward_block<kind, reset, flags, false, IO>(p, first, n, nullptr); });
 }
 
-template <Kind kind, Reset reset, bool general>
+template <Kind kind, Reset reset, Flags flags>
 void by_dtype(const NeuronCall& p, bool backward) {
-    if (p.dtype == 0) run<kind, reset, general, float>(p, backward);
-    if (p.dtype == 1) run<kind, reset, general, double>(p, backward);
-    if (p.dtype == 2) run<kind, reset, general, bf16>(p, backward);
-    if (p.dtype == 3) run<kind, reset, general, f16>(p, backward);
+    if (p.dtype == 0) run<kind, reset, flags, float>(p, backward);
+    if (p.dtype == 1) run<kind, reset, flags, double>(p, backward);
+    if (p.dtype == 2) run<kind, reset, flags, bf16>(p, backward);
+    if (p.dtype == 3) run<kind, reset, flags, f16>(p, backward);
 }
 
 template <Reset reset>
 void by_kind(const NeuronCall& p, bool backward) {
-    if (p.kind == 1) by_dtype<Kind::cuba, reset, true>(p, backward);
-    else if (p.kind == 2) by_dtype<Kind::adaptive, reset, true>(p, backward);
-    else if (needs_flags(p)) by_dtype<Kind::lif, reset, true>(p, backward);
-    else by_dtype<Kind::lif, reset, false>(p, backward);
+    const Flags flags = flags_of(p);
+    if (p.kind == 1) by_dtype<Kind::cuba, reset, Flags::common>(p, backward);
+    else if (p.kind == 2) by_dtype<Kind::adaptive, reset, Flags::common>(p, backward);
+    else if (flags == Flags::all) by_dtype<Kind::lif, reset, Flags::all>(p, backward);
+    else if (flags == Flags::common) by_dtype<Kind::lif, reset, Flags::common>(p, backward);
+    else by_dtype<Kind::lif, reset, Flags::plain>(p, backward);
 }
 
 void dispatch(const NeuronCall& p, bool backward) {

@@ -1,1 +1,5 @@
+"""Whole models, one room each."""
 
+from spiking.models.nmnist import NMNISTConfig, NMNISTNet
+
+__all__ = ["NMNISTConfig", "NMNISTNet"]

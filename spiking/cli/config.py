@@ -1,0 +1,84 @@
+"""Settings from YAML files and options into the frozen dataclasses that hold them, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from spiking.errors import SpikingError
+
+T = TypeVar("T")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file. Errors: SpikingError naming file and line."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise SpikingError(f"{path}: {(err.strerror or str(err)).lower()}; expected a YAML file of settings.") from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise SpikingError(f"{path}: not a YAML file: {' '.join(str(err).split())}") from err
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise SpikingError(f"{path}: got a {type(found).__name__}; expected settings as `name: value` lines.")
+    return found
+
+
+def to_yaml(config: Any) -> str:
+    """All settings of a dataclass, nested ones indented.
+
+    >>> @dataclasses.dataclass
+    ... class Small:
+    ...     lr: float = 0.1
+    >>> to_yaml(Small())
+    'lr: 0.1\\n'
+    """
+    import yaml
+
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def override(config: T, settings: Mapping[str, Any], where: str) -> T:
+    """The dataclass with some fields replaced; a nested dataclass takes a mapping of its own.
+
+    Errors: SpikingError naming `where` and the field: an unknown name (with the nearest known one), a wrong type.
+
+    >>> @dataclasses.dataclass
+    ... class Small:
+    ...     lr: float = 0.1
+    >>> override(Small(), {"lr": "1e-3"}, "small.yaml").lr
+    0.001
+    """
+    hints = get_type_hints(type(config))
+    changes = {}
+    for name, value in settings.items():
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1)
+            meant = f' Did you mean "{near[0]}"?' if near else ""
+            raise SpikingError(f'{where}: unknown setting "{name}"; expected one of {", ".join(hints)}.{meant}')
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise SpikingError(f"{where}: {name}: got {value!r}; expected settings of its own, indented below it.")
+            changes[name] = override(current, value, f"{where}: {name}")
+        else:
+            changes[name] = _typed(value, hints[name], f"{where}: {name}")
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML takes 1e-3, which has no dot, for text
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    raise SpikingError(f"{where}: got {value!r}; expected {names.get(kind, kind.__name__)}.")

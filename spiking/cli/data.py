@@ -1,0 +1,139 @@
+"""`spiking data`: what is in a file or a set of event recordings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spiking.errors import SpikingError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from spiking.datasets import Events
+
+app = typer.Typer(no_args_is_help=True, help="Event recordings: what is in them.")
+
+
+@app.callback()
+def data() -> None:
+    """Event recordings: what is in them."""
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A .bin or .bs2 file, or N-MNIST: a folder or a zip file.")],
+    sensor: Annotated[str, typer.Option(help="Check coordinates against a sensor, such as 34x34.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Show format, events, duration, rate and sensor of recordings, and how many there are of each class."""
+    facts = set_facts(path) if path.is_dir() or path.suffix.lower() == ".zip" else file_facts(path, sensor)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(facts))
+    for split in facts.get("splits", []):
+        console.print(split["description"], style="dim", soft_wrap=True)
+
+
+def file_facts(path: Path, sensor: str = "") -> dict[str, Any]:
+    """Figures of one recording. Errors: as `read_events`."""
+    from spiking.datasets import read_events
+
+    events = read_events(path, sensor_size=sensor_of(sensor))
+    return {"path": str(path), "format": "N-MNIST events (5 bytes each)", **recording_facts(events)}
+
+
+def recording_facts(events: Events) -> dict[str, Any]:
+    """Figures of one recording's events."""
+    width, height = events.sensor_size[:2] if events.sensor_size else events.extent
+    return {
+        "events": len(events),
+        "first_us": int(events.t[0]),
+        "last_us": int(events.t[-1]),
+        "duration_ms": events.duration / 1000,
+        "rate_hz": events.rate_hz,
+        "sensor": f"{width}×{height}" + ("" if events.sensor_size else " (largest coordinates seen)"),
+        "on_share": float(events.p.mean()),
+    }
+
+
+def set_facts(path: Path) -> dict[str, Any]:
+    """Figures of both splits of an N-MNIST folder or archive; one of them may be missing."""
+    from spiking.datasets import NMNIST
+
+    splits, missing = [], []
+    for train in (True, False):
+        try:
+            recordings = NMNIST(path, train=train)
+        except SpikingError as err:
+            missing.append(err)
+            continue
+        events = recordings.events()
+        starts, ends = events.offsets[:-1], events.offsets[1:]
+        duration = (events.t[ends - 1] - events.t[starts]) / 1000
+        splits.append(
+            {
+                "split": "train" if train else "test",
+                "recordings": len(recordings),
+                "events": len(events.t),
+                "median_events": int(sorted((ends - starts).tolist())[len(recordings) // 2]),
+                "median_duration_ms": float(sorted(duration.tolist())[len(recordings) // 2]),
+                "rate_hz": float(len(events.t) / duration.sum() * 1000) if duration.sum() else 0.0,
+                "sensor": "{}×{}".format(*recordings.sensor_size),
+                "on_share": float(events.p.mean()),
+                "per_class": recordings.counts,
+                "simulated": recordings.simulated,
+                "description": recordings.describe(),
+            }
+        )
+    if not splits:
+        raise missing[0]
+    return {"path": str(path), "format": "N-MNIST recordings", "splits": splits}
+
+
+def sensor_of(text: str) -> tuple[int, int] | None:
+    """(width, height) of "34x34"; None of nothing."""
+    if not text:
+        return None
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
+        raise SpikingError(f'--sensor: got "{text}"; expected WIDTHxHEIGHT such as 34x34.')
+    return int(parts[0]), int(parts[1])
+
+
+def table(facts: dict[str, Any]) -> Table:
+    """The figures as a table: one column a recording or split."""
+    from rich.table import Table
+
+    splits = facts.get("splits")
+    columns = splits or [facts]
+    out = Table(title=f"{facts['path']}: {facts['format']}", title_justify="left")
+    out.add_column("")
+    for column in columns:
+        out.add_column(column["split"] if splits else "recording", justify="right")
+    rows: list[tuple[str, str, Any]] = [
+        ("recordings", "recordings", "{:,}".format),
+        ("events", "events", "{:,}".format),
+        ("median events", "median_events", "{:,}".format),
+        ("first event", "first_us", "{:,} µs".format),
+        ("last event", "last_us", "{:,} µs".format),
+        ("duration", "duration_ms", "{:,.1f} ms".format),
+        ("median duration", "median_duration_ms", "{:,.1f} ms".format),
+        ("rate", "rate_hz", "{:,.0f} events/s".format),
+        ("sensor", "sensor", str),
+        ("ON share", "on_share", "{:.1%}".format),
+    ]
+    for title, key, show in rows:
+        if key in columns[0]:
+            out.add_row(title, *(show(column[key]) for column in columns))
+    if splits:
+        for label in range(len(columns[0]["per_class"])):
+            out.add_row(f"class {label}", *(f"{column['per_class'][label]:,}" for column in columns))
+    return out

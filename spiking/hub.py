@@ -1,0 +1,109 @@
+"""Saving, loading and sharing trained models: save_pretrained, from_pretrained, push_to_hub, never with a pickle."""
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from torch import nn
+
+from spiking.checkpoint import _compare_tensors, write_atomically
+from spiking.errors import SpikingError
+
+__all__ = ["MODEL_CARD", "HubModel"]
+
+M = TypeVar("M", bound="HubModel")
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+# {{ title | default("A spiking neural network") }}
+
+A spiking neural network made with the Python library `spiking`.
+
+```python
+from spiking.models import {{ class_name | default("NMNISTNet") }}
+
+model = {{ class_name | default("NMNISTNet") }}.from_pretrained("this folder, or its name on the hub")
+spikes = model(frames)  # [T, B, ...] -> [T, B, classes]
+```
+
+## Trained on
+
+{{ trained_on | default("Not stated.") }}
+
+## Results
+
+{{ results | default("Not stated.") }}
+
+## Limits
+
+{{ limits | default("Energy figures for it are estimates of a hardware model, not measurements.") }}
+"""
+
+
+class HubModel(PyTorchModelHubMixin):
+    """A model with `save_pretrained(folder)`, `from_pretrained(folder or hub name)` and `push_to_hub(name)`.
+
+    huggingface_hub's mixin with three differences: weights are written whole or not at all, they are loaded strictly, and
+    never from a pickle.
+    Errors: SpikingError naming the folder or file and the tensor that does not fit.
+    """
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from safetensors.torch import save as to_bytes
+
+        assert isinstance(self, nn.Module)
+        weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.state_dict().items()}
+        write_atomically(save_directory / constants.SAFETENSORS_SINGLE_FILE, to_bytes(weights, metadata={"format": "pt"}))
+
+    @classmethod
+    def _from_pretrained(
+        cls: type[M],
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **model_kwargs: Any,
+    ) -> M:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if os.path.isdir(model_id):
+            file = Path(model_id) / constants.SAFETENSORS_SINGLE_FILE
+            if not file.is_file():
+                raise SpikingError(f"{model_id}: there is no {file.name} here; expected a folder made by save_pretrained.")
+        else:
+            try:
+                file = Path(
+                    hf_hub_download(
+                        repo_id=model_id,
+                        filename=constants.SAFETENSORS_SINGLE_FILE,
+                        revision=revision,
+                        cache_dir=cache_dir,
+                        force_download=force_download,
+                        local_files_only=local_files_only,
+                        token=token,
+                    )
+                )
+            except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as err:
+                raise SpikingError(f"{model_id}: no such folder, and not to be had from the hub ({err}).") from err
+        model = cls(**model_kwargs)
+        assert isinstance(model, nn.Module)
+        try:
+            weights = load_file(file, device="cpu")
+        except (SafetensorError, OSError) as err:
+            raise SpikingError(f"{file}: not a whole safetensors file ({err}). It is cut or something else.") from err
+        _compare_tensors(file, "model", weights, model.state_dict())
+        model.load_state_dict(weights, strict=strict)
+        model.to(torch.device(map_location))
+        model.eval()
+        return model

@@ -1,0 +1,330 @@
+"""Layers that take whole sequences: [T, B, …] in, [T, B, …] out.
+
+Convolutions, pooling and norms treat every time step alike, so a sequence [T, B, C, H, W] is seen as one batch of T·B
+images and folded back. Four axes [B, C, H, W] are one time step and behave as in torch. `Sequential` chains layers and
+neurons, and threads the neurons' states through: at once, in chunks, or step by step gives the same output.
+
+Source of the time-folding: Fang et al. 2023, SpikingJelly (Science Advances 9, eadi1480), section "step modes".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as tf
+
+from spiking.errors import SpikingError
+
+__all__ = [
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "Sequential",
+    "TDBatchNorm1d",
+    "TDBatchNorm2d",
+]
+
+
+def _shape(x: Tensor) -> list[int]:
+    return list(x.shape)
+
+
+def _images(layer: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """`run` on images [N, C, H, W], with the time axis of [T, B, C, H, W] folded into N."""
+    if x.dim() == 5:
+        return run(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    if x.dim() == 4:
+        return run(x)
+    raise SpikingError(
+        f"{type(layer).__name__}: got input of shape {_shape(x)}; expected [T, B, C, H, W], or [B, C, H, W] for one step."
+    )
+
+
+class Linear(nn.Linear):
+    """A weight from every input to every output, at every time step.
+
+        y[t] = x[t]·Wᵀ + b
+
+    Shapes: x [T, B, in_features] (or any leading axes) -> [T, B, out_features].
+    Errors: SpikingError if the last axis is not in_features.
+
+    >>> Linear(3, 2)(torch.zeros(5, 1, 3)).shape
+    torch.Size([5, 1, 2])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 0 or input.shape[-1] != self.in_features:
+            raise SpikingError(
+                f"Linear: got input of shape {_shape(input)}; expected {self.in_features} features on the last axis. "
+                "Put Flatten() before it if these are images."
+            )
+        return super().forward(input)
+
+
+class Conv2d(nn.Conv2d):
+    """torch's 2-d convolution at every time step.
+
+    Shapes: x [T, B, C_in, H, W] -> [T, B, C_out, H', W']; [B, C_in, H, W] is one time step.
+    Errors: SpikingError for another number of axes or channels.
+
+    >>> Conv2d(2, 12, 5)(torch.zeros(6, 1, 2, 34, 34)).shape
+    torch.Size([6, 1, 12, 30, 30])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() in (4, 5) and input.shape[-3] != self.in_channels:
+            raise SpikingError(
+                f"Conv2d: got input of shape {_shape(input)}; expected {self.in_channels} channels on the third axis "
+                "from the end."
+            )
+        return _images(self, input, super().forward)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """The mean of each window, at every time step.
+
+    Shapes: x [T, B, C, H, W] -> [T, B, C, H', W']; [B, C, H, W] is one time step.
+
+    >>> AvgPool2d(2)(torch.ones(6, 1, 12, 30, 30)).shape
+    torch.Size([6, 1, 12, 15, 15])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _images(self, input, super().forward)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """The largest value of each window, at every time step: of spikes, whether any neuron there fired.
+
+    Shapes: x [T, B, C, H, W] -> [T, B, C, H', W']; [B, C, H, W] is one time step.
+
+    >>> MaxPool2d(2)(torch.eye(2).reshape(1, 1, 1, 2, 2)).item()
+    1.0
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _images(self, input, super().forward)
+
+
+class Flatten(nn.Module):
+    """All axes but time and batch become one.
+
+    Shapes: x [T, B, …] -> [T, B, N].
+    Errors: SpikingError if there is no axis beyond [T, B].
+
+    >>> Flatten()(torch.zeros(6, 1, 32, 5, 5)).shape
+    torch.Size([6, 1, 800])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 3:
+            raise SpikingError(f"Flatten: got input of shape {_shape(x)}; expected [T, B, …] with at least three axes.")
+        return x.flatten(2)
+
+
+class Dropout(nn.Module):
+    """In training, silences each value with probability p: the same ones at every time step.
+
+        y[t] = x[t]·m / (1 - p);   m ~ Bernoulli(1 - p), drawn once a sequence
+
+    A mask drawn anew each step would average out over time and regularise nothing that a membrane integrates.
+    Shapes: x [T, B, …] -> the same; the state is the mask [B, …], so that a sequence may be continued.
+    Errors: SpikingError unless 0 <= p < 1.
+    Source: Lee et al. 2020, Frontiers in Neuroscience 14:119, section 2.3.
+
+    >>> y = Dropout(0.5)(torch.ones(3, 1, 8))
+    >>> bool((y[0] == y[1]).all() and (y[0] == y[2]).all())
+    True
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise SpikingError(f"Dropout.p: got {p}; expected 0 <= p < 1.")
+        self.p = p
+
+    def forward(self, x: Tensor, state: Tensor | None = None, return_state: bool = False) -> Any:
+        if not self.training or self.p == 0:
+            return (x, None) if return_state else x
+        mask = torch.empty_like(x[0]).bernoulli_(1 - self.p).div_(1 - self.p) if state is None else state
+        y = x * mask
+        return (y, mask) if return_state else y
+
+    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        y, state = self(x_t.unsqueeze(0), state=state, return_state=True)
+        return y.squeeze(0), state
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation of features, with statistics over time and batch together.
+
+        y = weight·(x - mean) / sqrt(var + eps) + bias;   mean, var over T·B
+
+    Shapes: x [T, B, C] -> [T, B, C]; [B, C] is one time step.
+    Source: Ioffe, Szegedy 2015 (arXiv 1502.03167); over T·B: Zheng et al. 2021 (arXiv 2011.05280).
+
+    >>> BatchNorm1d(4)(torch.randn(6, 8, 4)).mean().abs().item() < 1e-6
+    True
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _features(self, input, super().forward)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of channels, with statistics over time, batch and image together.
+
+        y = weight·(x - mean) / sqrt(var + eps) + bias;   mean, var over T·B·H·W
+
+    Shapes: x [T, B, C, H, W] -> the same; [B, C, H, W] is one time step.
+    Source: Ioffe, Szegedy 2015 (arXiv 1502.03167); over T·B: Zheng et al. 2021 (arXiv 2011.05280).
+
+    >>> BatchNorm2d(4)(torch.randn(6, 8, 4, 5, 5)).mean().abs().item() < 1e-6
+    True
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _images(self, input, super().forward)
+
+
+def _features(layer: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """`run` on features [N, C], with the time axis of [T, B, C] folded into N."""
+    if x.dim() == 3:
+        return run(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    if x.dim() == 2:
+        return run(x)
+    raise SpikingError(
+        f"{type(layer).__name__}: got input of shape {_shape(x)}; expected [T, B, C], or [B, C] for one step."
+    )
+
+
+class _ThresholdScaled(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation whose output has the standard deviation alpha·threshold before the affine part."""
+
+    def __init__(
+        self,
+        num_features: int,
+        threshold: float = 1.0,
+        alpha: float = 1.0,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine)
+        if not threshold > 0:
+            raise SpikingError(f"{type(self).__name__}.threshold: got {threshold}; expected a number above 0.")
+        if not alpha > 0:
+            raise SpikingError(f"{type(self).__name__}.alpha: got {alpha}; expected a number above 0.")
+        self.threshold = threshold
+        self.alpha = alpha
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """The number of axes was checked before time was folded."""
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        scale = self.alpha * self.threshold
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        weight = x.new_full((self.num_features,), scale) if self.weight is None else self.weight * scale
+        return tf.batch_norm(
+            x, self.running_mean, self.running_var, weight, self.bias, self.training, self.momentum or 0.0, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, threshold={self.threshold}, alpha={self.alpha}, eps={self.eps}"
+
+
+class TDBatchNorm1d(_ThresholdScaled):
+    """Threshold-dependent batch normalisation (tdBN) of features: currents of the threshold's size at any depth.
+
+        y = weight·alpha·threshold·(x - mean) / sqrt(var + eps) + bias;   mean, var over T·B
+
+    Shapes: x [T, B, C] -> [T, B, C]; [B, C] is one time step. alpha is 1, or 1/√2 where two such branches are added.
+    Errors: SpikingError unless threshold > 0 and alpha > 0.
+    Source: Zheng et al. 2021 (arXiv 2011.05280), equations 7 to 9.
+
+    >>> round(TDBatchNorm1d(1, threshold=0.5)(torch.randn(100, 100, 1)).std().item(), 2)
+    0.5
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _features(self, input, self._normalise)
+
+
+class TDBatchNorm2d(_ThresholdScaled):
+    """Threshold-dependent batch normalisation (tdBN) of channels; see `TDBatchNorm1d`.
+
+    Shapes: x [T, B, C, H, W] -> the same; [B, C, H, W] is one time step.
+
+    >>> round(TDBatchNorm2d(1, threshold=0.5)(torch.randn(10, 10, 1, 10, 10)).std().item(), 2)
+    0.5
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _images(self, input, self._normalise)
+
+
+class Sequential(nn.Sequential):
+    """Layers and neurons one after the other, with their states in the caller's hands.
+
+    Shapes: x [T, B, …] -> [T, B, …] from a fresh state; `state` and `return_state` continue a sequence, `step` takes one
+    time step [B, …]. The state is a tuple with one entry a layer, None for layers that have none. At once, in chunks and
+    step by step give the same output (batch norm in training excepted: its statistics are those of what it is shown).
+    Errors: SpikingError if the state has another number of entries; errors of a layer are re-raised with its name.
+
+    >>> net = Sequential(Linear(3, 2), Dropout(0.1))
+    >>> y, state = net.step(torch.zeros(4, 3), None)
+    >>> y.shape, len(state)
+    (torch.Size([4, 2]), 2)
+    """
+
+    def forward(self, input: Tensor, state: tuple[Any, ...] | None = None, return_state: bool = False) -> Any:
+        x = input
+        after: list[Any] = []
+        for (name, layer), before in zip(self.named_children(), self._states(state), strict=True):
+            try:
+                if not hasattr(layer, "step"):
+                    x, new = layer(x), None
+                elif return_state or before is not None:
+                    x, new = layer(x, state=before, return_state=True)
+                else:
+                    x, new = layer(x), None
+            except SpikingError as err:
+                raise SpikingError(f'layer "{name}": {err}') from err
+            after.append(new)
+        return (x, tuple(after)) if return_state else x
+
+    def step(self, x_t: Tensor, state: tuple[Any, ...] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
+        x = x_t
+        after: list[Any] = []
+        for (name, layer), before in zip(self.named_children(), self._states(state), strict=True):
+            try:
+                if hasattr(layer, "step"):
+                    x, new = layer.step(x, before)
+                else:
+                    x, new = layer(x.unsqueeze(0)).squeeze(0), None
+            except SpikingError as err:
+                raise SpikingError(f'layer "{name}": {err}') from err
+            after.append(new)
+        return x, tuple(after)
+
+    def _states(self, state: tuple[Any, ...] | None) -> tuple[Any, ...]:
+        if state is None:
+            return (None,) * len(self)
+        if len(state) != len(self):
+            raise SpikingError(
+                f"Sequential.state: got {len(state)} entries; expected {len(self)}, one a layer. "
+                "Pass on what the last call returned."
+            )
+        return state

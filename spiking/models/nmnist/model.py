@@ -1,0 +1,139 @@
+"""The N-MNIST networks: frames [T, B, 2, 34, 34] in, output spikes [T, B, 10] out."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as tf
+
+from spiking import layer
+from spiking.hub import MODEL_CARD, HubModel
+from spiking.models.nmnist.config import NMNISTConfig
+from spiking.neuron import LIF
+from spiking.surrogate import ATan
+from spiking.training import Objective
+
+
+class NMNISTNet(
+    nn.Module,
+    HubModel,
+    library_name="spiking",
+    tags=["spiking-neural-network", "n-mnist", "event-camera"],
+    model_card_template=MODEL_CARD,
+):
+    """A spiking classifier of event-camera digits.
+
+        conv:  Conv 12×5×5 – norm – pool 2 – LIF – Conv 32×5×5 – norm – pool 2 – LIF – Linear 800→10 – LIF
+        mlp:   Linear 2312→hidden – norm – LIF – Linear hidden→10 – LIF
+
+    Shapes: x [T, B, 2, 34, 34] -> output spikes [T, B, 10]. With `return_membrane=True` also the output membrane before
+    reset under the readout's leak, [T, B, 10]. `step(x_t, state)` takes one frame [B, 2, 34, 34].
+    Source: the convolutional tutorial network of snnTorch (Eshraghian et al. 2023, arXiv 2109.12894) and of tonic.
+
+    >>> net = NMNISTNet()
+    >>> net(torch.zeros(6, 1, 2, 34, 34)).shape
+    torch.Size([6, 1, 10])
+    """
+
+    def __init__(self, config: NMNISTConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or NMNISTConfig()
+        layers = _conv_layers(config) if config.kind == "conv" else _mlp_layers(config)
+        self.body = layer.Sequential(OrderedDict(layers))
+        self.output = LIF(
+            beta=config.output_beta,
+            threshold=config.threshold,
+            reset=config.output_reset,
+            detach_reset=config.detach_reset,
+            surrogate=ATan(alpha=config.surrogate_alpha),
+        )
+
+    def forward(
+        self, x: Tensor, state: tuple[Any, Any] | None = None, return_state: bool = False, return_membrane: bool = False
+    ) -> Any:
+        body_state, output_state = state or (None, None)
+        current, body_state = self.body(x, state=body_state, return_state=True)
+        spikes, output_state = self.output(current, state=output_state, return_state=True)
+        found: list[Any] = [spikes]
+        if return_membrane:
+            found.append(integrate(current, self.config.output_beta))
+        if return_state:
+            found.append((body_state, output_state))
+        return tuple(found) if len(found) > 1 else spikes
+
+    def step(self, x_t: Tensor, state: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
+        body_state, output_state = state or (None, None)
+        current, body_state = self.body.step(x_t, body_state)
+        spikes, output_state = self.output.step(current, output_state)
+        return spikes, (body_state, output_state)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """What decides, [B, 10]: the mean output membrane, or the output firing rate, as config.readout says."""
+        if self.config.readout == "rate":
+            return self(x).float().mean(0)
+        _, membrane = self(x, return_membrane=True)
+        return membrane.float().mean(0)
+
+
+def integrate(current: Tensor, beta: float) -> Tensor:
+    """The membrane of a leaky integrator that never fires: v[t] = beta·v[t-1] + current[t]; [T, B, *] -> [T, B, *]."""
+    v = torch.zeros_like(current[0])
+    steps = []
+    for x in current:
+        v = beta * v + x
+        steps.append(v)
+    return torch.stack(steps)
+
+
+def objective(label_smoothing: float = 0.0) -> Any:
+    """Cross-entropy on what the network decides by: the mean membrane, or the spike count."""
+
+    def judge(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
+        config = getattr(model, "module", model).config
+        if config.readout == "rate":
+            scores = model(x).float().sum(0)
+        else:
+            _, membrane = model(x, return_membrane=True)
+            scores = membrane.float().mean(0)
+        return Objective(tf.cross_entropy(scores, labels, label_smoothing=label_smoothing), scores)
+
+    return judge
+
+
+def _neuron(config: NMNISTConfig) -> LIF:
+    return LIF(
+        beta=config.beta,
+        threshold=config.threshold,
+        reset=config.reset,
+        detach_reset=config.detach_reset,
+        surrogate=ATan(alpha=config.surrogate_alpha),
+    )
+
+
+def _conv_layers(config: NMNISTConfig) -> list[tuple[str, nn.Module]]:
+    pool = {"max": layer.MaxPool2d, "avg": layer.AvgPool2d}[config.pool]
+    norm = {"batch": layer.BatchNorm2d, "td": lambda n: layer.TDBatchNorm2d(n, threshold=config.threshold)}.get(config.norm)
+    layers: list[tuple[str, nn.Module]] = []
+    for i, (before, after) in enumerate(((2, 12), (12, 32)), start=1):
+        layers.append((f"conv{i}", layer.Conv2d(before, after, 5, bias=norm is None)))
+        if norm is not None:
+            layers.append((f"norm{i}", norm(after)))
+        layers += [(f"pool{i}", pool(2)), (f"lif{i}", _neuron(config))]
+    return [*layers, *_head(config, 800)]
+
+
+def _mlp_layers(config: NMNISTConfig) -> list[tuple[str, nn.Module]]:
+    norm = {"batch": layer.BatchNorm1d, "td": lambda n: layer.TDBatchNorm1d(n, threshold=config.threshold)}.get(config.norm)
+    layers: list[tuple[str, nn.Module]] = [
+        ("flatten1", layer.Flatten()),
+        ("linear1", layer.Linear(2 * 34 * 34, config.hidden, bias=norm is None)),
+    ]
+    if norm is not None:
+        layers.append(("norm1", norm(config.hidden)))
+    return [*layers, ("lif1", _neuron(config)), *_head(config, config.hidden)]
+
+
+def _head(config: NMNISTConfig, features: int) -> list[tuple[str, nn.Module]]:
+    dropout = [("dropout", layer.Dropout(config.dropout))] if config.dropout else []
+    return [("flatten", layer.Flatten()), *dropout, ("linear", layer.Linear(features, config.classes))]

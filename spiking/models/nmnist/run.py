@@ -1,0 +1,271 @@
+"""From recordings to a report: train, choose the epoch on held-out training data, test once, record, price, draw."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from spiking import checkpoint as ckpt
+from spiking.errors import SpikingError
+from spiking.models.nmnist import baseline
+from spiking.models.nmnist.config import Recipe
+from spiking.models.nmnist.data import EventBatches
+from spiking.models.nmnist.model import NMNISTNet, objective
+from spiking.progress import Display
+from spiking.training import Evaluation, Trainer, seed_for
+
+TRACED = 200  # test recordings that the energy estimate rests on
+INTERVAL = 0.95
+
+
+class Proportion(NamedTuple):
+    """A share of successes with its 95 % interval (Wilson 1927), all in 0…1."""
+
+    value: float
+    low: float
+    high: float
+    hits: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % (95 % interval {100 * self.low:.1f}–{100 * self.high:.1f}, {self.hits} of {self.n})"
+
+
+def proportion(hits: int, n: int) -> Proportion:
+    """Hits of n with their interval.
+
+    >>> str(proportion(97, 100))
+    '97.0 % (95 % interval 91.5–99.0, 97 of 100)'
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, n).proportion_ci(INTERVAL, method="wilson")
+    return Proportion(hits / n, float(interval.low), float(interval.high), hits, n)
+
+
+class Recordings(NamedTuple):
+    """Both splits of the recordings, opened."""
+
+    train: Any
+    test: Any
+    simulated: bool
+    description: str
+
+
+def open_recordings(data: str) -> Recordings:
+    """N-MNIST below the folder `data`; the embedded simulated recordings for "". Errors: those of `datasets.NMNIST`."""
+    from spiking.datasets import NMNIST
+
+    train, test = NMNIST(data or None, train=True), NMNIST(data or None, train=False)
+    threads = torch.get_num_threads()
+    description = f"{train.describe()} {test.describe()}" if not train.simulated else train.describe()
+    return Recordings(train.events(threads), test.events(threads), train.simulated, description)
+
+
+def build(recipe: Recipe, *more: int) -> NMNISTNet:
+    """The network, its first weights drawn from the seed."""
+    torch.manual_seed(seed_for(recipe.train.seed, 3, *more))
+    return NMNISTNet(recipe.model)
+
+
+def batches(recipe: Recipe, events: Any) -> EventBatches:
+    return EventBatches(events, config=recipe.frames, seed=recipe.train.seed, threads=torch.get_num_threads())
+
+
+def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices for training and for validation, with the same mix of classes."""
+    everything = np.arange(len(labels))
+    if share == 0:
+        return everything, everything[:0]
+    from sklearn.model_selection import train_test_split
+
+    try:
+        train, held_out = train_test_split(everything, test_size=share, random_state=seed, stratify=labels)
+    except ValueError as err:
+        raise SpikingError(f"Recipe.validation: got {share} of {len(labels)} recordings: {err}") from err
+    return np.sort(train), np.sort(held_out)
+
+
+def train(
+    recipe: Recipe, recordings: Recordings, out: Path, resume: bool = False, display: Display | None = None
+) -> dict[str, Any]:
+    """Train and test; everything that is found lands in the folder `out`, the figures also in what is returned."""
+    began = time.perf_counter()
+    train_part, held_out = hold_out(recordings.train.labels, recipe.validation, recipe.train.seed)
+    everything, test = batches(recipe, recordings.train), batches(recipe, recordings.test)
+    model = build(recipe)
+    trainer = Trainer(model, objective(recipe.label_smoothing), recipe.train, out, display)
+    history = trainer.fit(
+        everything.subset(train_part), everything.subset(held_out) if len(held_out) else None, resume=resume
+    )
+    trained = time.perf_counter()
+    found = trainer.evaluate(test)
+    right = baseline.logistic_regression(
+        baseline.features(everything), recordings.train.labels, baseline.features(test)
+    ) == np.asarray(recordings.test.labels)
+    metrics: dict[str, Any] = {
+        **_facts(recipe, recordings),
+        "n_train": len(train_part),
+        "n_validation": len(held_out),
+        "n_test": len(test),
+        "accuracy": proportion(int((found.predictions == found.labels).sum()), len(test))._asdict(),
+        "linear_baseline": proportion(int(right.sum()), len(test))._asdict(),
+        "firing_rates": found.rates,
+        "test_loss": found.loss,
+        "best_epoch": _best_epoch(history),
+        "warnings": trainer.warnings,
+        "seconds_training": round(trained - began, 1),
+    }
+    _save_predictions(out, found, recordings.test)
+    _save_model(model, out, metrics)
+    _draw(found, out)
+    metrics["energy"] = _price(model, test, out, recordings, Proportion(**metrics["accuracy"]))
+    metrics["seconds"] = round(time.perf_counter() - began, 1)
+    _write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def cross_validate(
+    recipe: Recipe, recordings: Recordings, folds: int, out: Path, resume: bool = False, display: Display | None = None
+) -> dict[str, Any]:
+    """Train `folds` networks on all recordings but a fold each, for the number of epochs in the recipe, and test each on
+    the fold left out. folds.npz holds the assignment, predictions.npz every recording's prediction by every method.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    events = type(recordings.train).concatenate([recordings.train, recordings.test])
+    labels = np.asarray(events.labels)
+    smallest = int(np.bincount(labels).min())
+    if not 2 <= folds <= smallest:
+        raise SpikingError(f"--folds: got {folds}; expected 2 to {smallest}, the recordings of the rarest class.")
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=recipe.train.seed)
+    splits = [(np.asarray(a), np.asarray(b)) for a, b in splitter.split(labels, labels)]
+    fold_of = np.empty(len(labels), np.int64)
+    for k, (_, left_out) in enumerate(splits):
+        fold_of[left_out] = k
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(out / "folds.npz", fold=fold_of, label=labels)
+    data, few_bins = batches(recipe, events), baseline.counts(events)
+    predicted = {name: np.empty(len(labels), np.int64) for name in ("spiking", "logistic_regression", "svm")}
+    per_fold = []
+    for k, (training, left_out) in enumerate(splits):
+        trainer = Trainer(build(recipe, k), objective(recipe.label_smoothing), recipe.train, out / f"fold-{k}", display)
+        trainer.display.message(f"fold {k + 1} of {folds}: {len(training)} recordings, tested on {len(left_out)}")
+        path = trainer.checkpoint_path
+        trainer.fit(data.subset(training), resume=resume and path is not None and path.exists())
+        predicted["spiking"][left_out] = trainer.evaluate(data.subset(left_out)).predictions
+        for name, fit in (("logistic_regression", baseline.logistic_regression), ("svm", baseline.support_vectors)):
+            predicted[name][left_out] = fit(few_bins[training], labels[training], few_bins[left_out])
+        per_fold.append({name: float((p == labels)[left_out].mean()) for name, p in predicted.items()})
+        trainer.display.message("  ".join(f"{name} {100 * value:.1f} %" for name, value in per_fold[-1].items()))
+    np.savez(out / "predictions.npz", label=labels, fold=fold_of, **predicted)
+    metrics = {
+        **_facts(recipe, recordings),
+        "folds": folds,
+        "n": len(labels),
+        "epochs": recipe.train.epochs,
+        "per_fold": per_fold,
+        "pooled": {name: proportion(int((p == labels).sum()), len(labels))._asdict() for name, p in predicted.items()},
+    }
+    _write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def _facts(recipe: Recipe, recordings: Recordings) -> dict[str, Any]:
+    from spiking import __version__
+
+    return {
+        "simulated": recordings.simulated,
+        "recordings": recordings.description,
+        "seed": recipe.train.seed,
+        "recipe": asdict(recipe),
+        "versions": {"spiking": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _best_epoch(history: list[dict[str, Any]]) -> int:
+    if "validation_accuracy" not in history[-1]:
+        return int(history[-1]["epoch"])
+    return int(max(history, key=lambda r: (r["validation_accuracy"], -r["validation_loss"]))["epoch"])
+
+
+def _save_predictions(out: Path, found: Evaluation, events: Any) -> None:
+    np.savez(out / "predictions.npz", label=found.labels, spiking=found.predictions, scores=found.logits)
+
+
+def _save_model(model: NMNISTNet, out: Path, metrics: dict[str, Any]) -> None:
+    accuracy = Proportion(**metrics["accuracy"])
+    model.save_pretrained(
+        out / "model",
+        model_card_kwargs={
+            "title": "N-MNIST classifier" + (" (trained on SIMULATED recordings)" if metrics["simulated"] else ""),
+            "class_name": "NMNISTNet",
+            "trained_on": metrics["recordings"],
+            "results": f"Accuracy on {accuracy.n} test recordings: {accuracy}.",
+        },
+    )
+
+
+def _draw(found: Evaluation, out: Path) -> None:
+    """Confusion matrix and firing rates, each as PNG and SVG."""
+    from sklearn.metrics import confusion_matrix
+
+    from spiking import plot
+
+    matrix = confusion_matrix(found.labels, found.predictions, labels=np.arange(found.logits.shape[1]))
+    for name, axes in (("confusion", plot.confusion_matrix(matrix)), ("firing_rates", plot.firing_rates(found.rates))):
+        for suffix in ("png", "svg"):
+            axes.figure.savefig(out / f"{name}.{suffix}", dpi=150)
+
+
+def _price(model: NMNISTNet, test: EventBatches, out: Path, recordings: Recordings, accuracy: Proportion) -> dict[str, Any]:
+    """Trace of some test recordings, and what the 45 nm estimate makes of it."""
+    from spiking import hw_models, record
+
+    model.to("cpu").eval()
+    n = min(TRACED, len(test))
+    with torch.no_grad(), record(model, keep_spikes=1) as trace:
+        for first in range(0, n, 50):
+            x, _ = test.batch(np.arange(first, min(first + 50, n)), None)
+            model(x)
+    x, labels = test.batch(np.arange(1), None)
+    shown = trace.recordings[0]
+    with torch.no_grad():
+        shown.output = model.scores(x)[0].numpy()
+    shown.label, shown.classes = str(int(labels[0])), tuple("0123456789")
+    shown.note = "SIMULATED recording" if recordings.simulated else "N-MNIST recording"
+    trace.save(out / "trace.h5")
+    found = hw_models.estimate(trace, "digital-45nm", accuracy=accuracy.value)
+    hw_models.report(
+        [found],
+        out / "report.html",
+        title="N-MNIST" + (" (SIMULATED recordings)" if recordings.simulated else ""),
+        recording=shown,
+        facts={"Recordings": recordings.description, "Accuracy": str(accuracy)},
+        figures={"Confusion matrix of the test recordings": out / "confusion.png"},
+    )
+    return {
+        "hardware": found.hardware.name,
+        "accounting": found.accounting,
+        "ratio": found.ratio._asdict(),
+        "energy": found.energy._asdict(),
+        "ann": found.ann._asdict(),
+        "n_warnings": len(found.warnings),
+        "summary": found.summary(),
+        "report": str(out / "report.html"),
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    ckpt.write_atomically(path, (json.dumps(value, indent=2, default=float) + "\n").encode())
+
+
+__all__ = ["Proportion", "Recordings", "build", "cross_validate", "hold_out", "open_recordings", "proportion", "train"]

@@ -1,0 +1,92 @@
+"""What a training run shows: bars with loss, accuracy and firing rates on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO, Any
+
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "open_display"]
+
+
+class Display:
+    """Shows nothing; the others do. A training run calls start, then step and epoch, message at any time, and close."""
+
+    def start(self, epochs: int, steps: int, epoch: int) -> None:
+        """A run of so many epochs of so many steps begins (or goes on) at an epoch."""
+
+    def step(self, step: int, running: dict[str, Any]) -> None:
+        """So many steps of the epoch are done; `running` holds loss, accuracy and rates so far."""
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        """An epoch is complete."""
+
+    def message(self, text: str) -> None:
+        """A line for the reader."""
+
+    def close(self) -> None:
+        """The run is over, or was stopped."""
+
+
+def _summary(record: dict[str, Any]) -> str:
+    parts = [f"loss {record['loss']:.3f}", f"accuracy {100 * record['accuracy']:5.1f} %"]
+    if "validation_accuracy" in record:
+        parts.append(f"validation {100 * record['validation_accuracy']:5.1f} %")
+    if record["rates"]:
+        parts.append("rates " + " ".join(f"{name} {rate:.3f}" for name, rate in record["rates"].items()))
+    return "  ".join(parts)
+
+
+class PlainDisplay(Display):
+    """One line an epoch."""
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        self._file = file or sys.stderr
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        self.message(f"epoch {record['epoch'] + 1}/{epochs}  {_summary(record)}  {record['seconds']:.1f} s")
+
+    def message(self, text: str) -> None:
+        print(text, file=self._file, flush=True)
+
+
+class RichDisplay(Display):
+    """Two bars: epochs, and the steps of this one."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description:<6}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+
+    def start(self, epochs: int, steps: int, epoch: int) -> None:
+        self._progress.start()
+        self._epochs = self._progress.add_task("epochs", total=epochs, completed=epoch, figures="")
+        self._steps = self._progress.add_task("steps", total=steps, figures="")
+
+    def step(self, step: int, running: dict[str, Any]) -> None:
+        self._progress.update(self._steps, completed=step, figures=_summary(running))
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        self._progress.update(self._epochs, completed=record["epoch"] + 1, figures=_summary(record))
+        self._progress.update(self._steps, completed=0)
+
+    def message(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def open_display() -> Display:
+    """Bars if standard error is a terminal, plain lines otherwise."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return RichDisplay(console) if console.is_terminal else PlainDisplay()
