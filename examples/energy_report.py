@@ -9,21 +9,11 @@ model and a batch of your own recordings [T, B, C, H, W] in their place.
 import argparse
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import spiking
 from spiking import hw_models
-
-
-class PerFrame(nn.Module):
-    """A torch layer for images, applied to every frame of a sequence [T, B, C, H, W]."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+from spiking.layer import Conv2d, Flatten, Linear, MaxPool2d, Sequential
 
 
 def moving_ring(time_steps: int, batch: int, seed: int) -> Tensor:
@@ -46,15 +36,15 @@ def main() -> None:
     out = parser.parse_args().out
 
     torch.manual_seed(0)
-    model = nn.Sequential(
-        PerFrame(nn.Conv2d(2, 12, 5)),
-        PerFrame(nn.MaxPool2d(2)),
+    model = Sequential(
+        Conv2d(2, 12, 5),
+        MaxPool2d(2),
         spiking.LIF(beta=0.9, threshold=0.5),
-        PerFrame(nn.Conv2d(12, 32, 5)),
-        PerFrame(nn.MaxPool2d(2)),
+        Conv2d(12, 32, 5),
+        MaxPool2d(2),
         spiking.LIF(beta=0.9, threshold=0.3),
-        nn.Flatten(2),
-        nn.Linear(800, 10),
+        Flatten(),
+        Linear(800, 10),
         spiking.LIF(beta=0.9, threshold=0.3),
     ).eval()
 

@@ -97,8 +97,8 @@ class Estimate:
     the constants that were used, `latency` seconds per sample or None where the hardware file gives no step time.
     """
 
-    trace: EventTrace
-    hardware: Hardware
+    trace: EventTrace = field(repr=False)
+    hardware: Hardware = field(repr=False)
     precision: str
     accounting: str
     energy: Interval
@@ -106,10 +106,10 @@ class Estimate:
     ratio: Interval
     sampling: Interval
     ratio_sampling: Interval
-    per_layer: list[LayerEnergy]
+    per_layer: list[LayerEnergy] = field(repr=False)
     by_source: dict[str, float]
-    warnings: list[EnergyWarning]
-    constants: list[Constant]
+    warnings: list[EnergyWarning] = field(repr=False)
+    constants: list[Constant] = field(repr=False)
     accuracy: float | None = None
     latency: float | None = None
     ann_steps: int = 1

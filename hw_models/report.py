@@ -222,6 +222,10 @@ def _assumptions(estimates: Sequence[Estimate]) -> list[str]:
         "Low and high are bounds over the intervals of all constants; both networks use the same constants. "
         "The interval over samples is a bootstrap (5–95 %, 1000 resamples) with nominal constants.",
     ]
+    text.append(
+        "In the accounting with-memory every operation moves its weight and its accumulator, without reuse, in both "
+        "networks; spikes move as addresses through a queue, activations of the ANN as words."
+    )
     if trace.recurrent:
         text.append("The model is recurrent, so the equal ANN is charged for every step, too.")
     for e in estimates:
@@ -284,6 +288,7 @@ def _render(
     return environment.get_template("report.html.j2").render(
         doc=content,
         first=first,
+        accuracy=None if any(k.lower() == "accuracy" for k in content["facts"]) else first["accuracy"],
         chart=ratio_chart(first["accountings"]),
         layers=_layer_bars(first),
         sources=[s for s in SOURCES if first["by_source_J"].get(s)],

@@ -383,7 +383,8 @@ class Recorder:
             first = torch.zeros_like(spikes[:1]) if before is None else before.detach().unsqueeze(0)
             previous = torch.cat([first, spikes[:-1]])
             self.operand(f"{name}.recurrent", recurrent, previous, shape, recurrent=True)
-            current = current + nn.functional.linear(previous, recurrent.weight, recurrent.bias)
+            weight, bias = (None if p is None else p.to(current.dtype) for p in (recurrent.weight, recurrent.bias))
+            current = current + nn.functional.linear(previous.to(current.dtype), weight, bias)
             layer = layer.neuron if isinstance(getattr(layer, "neuron", None), nn.Module) else layer
         done, steps = self.start(
             name,
@@ -560,7 +561,8 @@ def _hook(observe: Observe, recorder: Recorder, name: str) -> Callable[..., None
         if x is None or not isinstance(y, Tensor):
             raise SpikingError(f"record: layer {name} was called without tensors; expected one in and one out.")
         label = name or type(module).__name__
-        with torch.no_grad():
+        # counts are products of float32: a lower precision chosen for the model must not reach them
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if observe is Recorder.neuron:
                 state = next((v for v in (*args, *kwargs.values()) if hasattr(v, "spikes")), None)
                 recorder.neuron(label, module, x, y, None if state is None else state.spikes)

@@ -41,6 +41,7 @@ COUNTERS = (
 )
 """Counters of a layer: int64, one value per time step, summed over the samples."""
 
+OTHER_KINDS = ("neuron", "avgpool", "maxpool", "norm", "add")
 WEIGHT_KINDS = (
     "linear",
     "conv1d",
@@ -82,14 +83,14 @@ class LayerTrace:
     train_mode: bool = False
     repeated_input: bool = False
     levels: Levels = field(default_factory=Levels)
-    levels_step: list[Levels] = field(default_factory=list)
-    counts: dict[str, np.ndarray] = field(default_factory=dict)
-    in_abs_sum: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    spike_count: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    fan_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    syn_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    updates_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    spikes_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    levels_step: list[Levels] = field(default_factory=list, repr=False)
+    counts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    in_abs_sum: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    spike_count: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    fan_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    syn_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    updates_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    spikes_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
 
     def __post_init__(self) -> None:
         for name in COUNTERS:
@@ -223,8 +224,8 @@ class EventTrace:
 
     n_steps: int = 0
     n_samples: int = 0
-    layers: list[LayerTrace] = field(default_factory=list)
-    recordings: list[Recording] = field(default_factory=list)
+    layers: list[LayerTrace] = field(default_factory=list, repr=False)
+    recordings: list[Recording] = field(default_factory=list, repr=False)
     model_name: str = ""
     model_hash: str = ""
     data_id: str = ""

@@ -458,6 +458,29 @@ def test_counts_do_not_depend_on_the_precision_of_matrix_products():
         np.testing.assert_array_equal(row.counts["syn"], other.counts["syn"])
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_counts_do_not_depend_on_autocast_or_inference_mode(mode):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 500), spiking.LIF(threshold=0.3), spiking.Recurrent(spiking.IF(), 500))
+    x = binary(3, 2, 300)
+    expected = trace_of(model, x)
+    with mode(), torch.autocast("cpu", torch.bfloat16), record(model) as found:
+        model(x)
+    assert found["0"].counts["syn"].tolist() == expected["0"].counts["syn"].tolist()
+    spikes = found["1"].spike_count
+    assert found["2.recurrent"].counts["syn"].sum() == found["2.recurrent"].spike_count.sum() * 500
+    assert found["1"].counts["spikes"].sum() == spikes.sum() > 0
+
+
+@pytest.mark.gpu
+def test_counts_on_a_gpu_equal_those_on_the_cpu():
+    model, x = build("conv")
+    expected, found = trace_of(model, x), trace_of(model.cuda(), x.cuda())
+    for row, other in zip(found.layers, expected.layers, strict=True):
+        for name in ("in_nnz", "syn", "syn_eff", "updates"):
+            np.testing.assert_array_equal(row.counts[name], other.counts[name])
+
+
 # several passes, several traces
 
 
@@ -777,6 +800,37 @@ def test_contradicting_counters_are_refused(saved, dataset, value, message):
     with h5py.File(saved[0], "a") as file:
         file[dataset][...] = value
     with pytest.raises(SpikingError, match=message):
+        EventTrace.load(saved[0])
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "reason"),
+    [
+        ("kind", "magic", "unknown kind magic"),
+        ("neuron", "[]", "no readable description"),
+        ("neuron", '{"ops": {"mul": -1}}', "needs -1 of the operation mul"),
+        ("neuron", '{"ops": {"mul": "many"}}', "could not convert"),
+        ("levels", "[[1, 2", "Expecting"),
+        ("params", "many", "no attribute"),
+    ],
+)
+def test_descriptions_that_make_no_sense_are_refused(saved, attribute, value, reason):
+    with h5py.File(saved[0], "a") as file:
+        file["layers/0001"].attrs[attribute] = value
+    with pytest.raises(SpikingError, match=rf"run\.h5: this is not a readable trace .*{reason}"):
+        EventTrace.load(saved[0])
+
+
+def test_claims_of_huge_data_are_refused_unread(saved):
+    with h5py.File(saved[0], "a") as file:
+        file.attrs["n_steps"] = 2**50
+    with pytest.raises(SpikingError, match=f"has not {2**50} steps"):
+        EventTrace.load(saved[0])
+    with h5py.File(saved[0], "a") as file:
+        file.attrs["n_steps"] = 4
+        del file["layers/0000/spike_count"]
+        file["layers/0000"].create_dataset("spike_count", (2**40,), "i8", chunks=(1024,))
+    with pytest.raises(SpikingError, match=f"spike_count claims {2**43} bytes"):
         EventTrace.load(saved[0])
 
 
