@@ -80,14 +80,15 @@ def batches(recipe: Recipe, events: Any) -> EventBatches:
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices for training and for validation, with the same mix of classes."""
+    """Indices for training and for validation, with the same mix of classes; of each class one at least is held out."""
     everything = np.arange(len(labels))
     if share == 0:
         return everything, everything[:0]
     from sklearn.model_selection import train_test_split
 
+    n = max(round(share * len(labels)), len(np.unique(labels)))
     try:
-        train, held_out = train_test_split(everything, test_size=share, random_state=seed, stratify=labels)
+        train, held_out = train_test_split(everything, test_size=n, random_state=seed, stratify=labels)
     except ValueError as err:
         raise SpikingError(f"Recipe.validation: got {share} of {len(labels)} recordings: {err}") from err
     return np.sort(train), np.sort(held_out)
