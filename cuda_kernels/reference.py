@@ -103,6 +103,7 @@ def run(
     left = rows.pop() if rule.refractory else None
     v = rows[0]
     extra = rows[1] if rule.kind != "lif" else v
+    beta_adapt = torch.tensor(rule.beta_adapt, dtype=state.dtype, device=state.device)
     spikes, membranes = [], []
     for x_t in x.to(state.dtype).unbind(0):
         s, after, new_extra, h = _step(x_t, v, extra, beta, threshold, beta_syn, rule)
@@ -113,7 +114,7 @@ def run(
             after = torch.where(resting, v, after)
             left = torch.where(resting, left - 1, s.detach() * rule.refractory)
         if rule.kind == "adaptive":
-            new_extra = rule.beta_adapt * extra + (1 - rule.beta_adapt) * s
+            new_extra = beta_adapt * extra + (1 - beta_adapt) * s
         v, extra = after, new_extra
         spikes.append(s)
         membranes.append(h)

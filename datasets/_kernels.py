@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +10,16 @@ import numpy as np
 from spiking.datasets import _plain
 from spiking.errors import SpikingError
 
-_compiled: Any
-try:
-    from spiking.cuda_kernels import _cpu as _compiled
-except ImportError:
-    _compiled = None
+
+def _module() -> Any:
+    """The compiled module, None where the package was built without it; one that is there but broken raises."""
+    try:
+        return importlib.import_module("spiking.cuda_kernels._cpu")
+    except ModuleNotFoundError:
+        return None
+
+
+_compiled = _module()
 
 FAULTS = ("", "cut", "backwards", "outside", "span", "empty")  # the numbers of Fault in decode.h
 

@@ -38,7 +38,7 @@ def key_of(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, (bytes, np.ndarray)):
-            data = np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part
+            data = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part
             digest.update(
                 repr((type(part).__name__, getattr(part, "shape", len(part)), getattr(part, "dtype", ""))).encode()
             )
@@ -90,7 +90,7 @@ def write(path: Path, stored: Stored) -> None:
     for name, array in arrays.items():
         table[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "at": at}
         at += -(-array.nbytes // ALIGN) * ALIGN
-        crc = zlib.crc32(np.ascontiguousarray(array), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     header = json.dumps({"arrays": table, "size": at, "crc32": crc}).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -99,7 +99,7 @@ def write(path: Path, stored: Stored) -> None:
             file.write(MAGIC + len(header).to_bytes(8, "little") + header)
             file.write(b"\0" * (-file.tell() % ALIGN))
             for array in arrays.values():
-                file.write(np.ascontiguousarray(array))
+                file.write(np.ascontiguousarray(array).data)
                 file.write(b"\0" * (-array.nbytes % ALIGN))
             file.flush()
             os.fsync(file.fileno())

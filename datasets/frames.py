@@ -48,7 +48,7 @@ class ToFrames:
     >>> ToFrames(time_bins=2)(events).tolist()
     [[[[0, 0]], [[1, 1]]], [[[0, 1]], [[0, 0]]]]
     >>> int(ToFrames(time_bins=2, compat="tonic")(events).sum())
-    1
+    2
     """
 
     time_bins: int | None = None
@@ -192,8 +192,7 @@ class ToFrames:
         if self.time_window is None:  # time_bins with one of its two ends given
             bins = self.time_bins or 1
             width = max(end - start, 1)
-            edges = [start + -(-i * width // bins) for i in range(bins)]
-            return np.array([*edges, end + 1])
+            return np.array([*(start + -(-i * width // bins) for i in range(bins)), end + 1])
         n = (end - start) // self.time_window + 1
         _kernels.check_room((n, 1), "ToFrames")
         edges = start + np.arange(n + 1) * self.time_window

@@ -64,9 +64,13 @@ class NMNIST(RecordingSet):
     verify: compare complete archives with the md5 of the originals.  threads: over recordings while packing.
     Errors: SpikingError saying what was looked for, or naming the recording that is damaged.
 
-    >>> data = NMNIST("shared/data/nmnist", train=False)  # doctest: +SKIP
-    >>> data[0]                                           # doctest: +SKIP
-    (Events(4,113 events in 304.0 ms, 34×34×2), 3)
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "Train" / "3").mkdir(parents=True)
+    >>> (folder / "Train" / "3" / "00008.bin").write_bytes(bytes([3, 4, 0x80, 0, 9]))
+    5
+    >>> NMNIST(folder, cache_dir=folder / "cache")[0]
+    (Events(1 events in 0.0 ms, 34×34×2), 3)
     """
 
     def __init__(
@@ -162,7 +166,7 @@ def _listing(folder: Path) -> str:
 
 def in_tree(tree: Path) -> Source | None:
     """Recordings in tree/<digit>/*.bin."""
-    members = []
+    members: list[Member] = []
     for digit in _entries(tree):
         if digit.is_dir() and re.fullmatch("[0-9]", digit.name):
             for entry in os.scandir(digit):
@@ -180,7 +184,7 @@ def in_archive(path: Path, split: str) -> Source | None:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError) as err:
         raise SpikingError(f"{path}: not a readable zip file ({err}); expected N-MNIST. Download it again.") from err
-    members = []
+    members: list[Member] = []
     for info in infos:
         match = MEMBER.search(info.filename)
         if match and match[1].lower() == split:

@@ -77,7 +77,8 @@ class RaggedEvents:
                     f"recording {i}: got t={int(events.t[-1])} µs; expected at most 2^31 - 1. Subtract its start."
                 )
         columns = [np.concatenate([getattr(e, f) for e in parts]) if parts else np.empty(0, np.int32) for f in "txyp"]
-        return cls(*columns, np.cumsum([0, *(len(e) for e in parts)]), size, labels)
+        t, x, y, p = columns
+        return cls(t, x, y, p, np.cumsum([0, *(len(e) for e in parts)]), size, labels)
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -113,12 +114,11 @@ class RaggedEvents:
                 f"RaggedEvents.concatenate: got sensors {[s.sensor_size for s in stores]}; "
                 "expected stores of one sensor."
             )
-        columns = [np.concatenate([getattr(s, f) for s in stores]) for f in "txyp"]
+        t, x, y, p = (np.concatenate([getattr(s, f) for s in stores]) for f in "txyp")
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(s.offsets) for s in stores]))])
-        labelled = all(s.labels is not None for s in stores)
-        return cls(
-            *columns, offsets, stores[0].sensor_size, np.concatenate([s.labels for s in stores]) if labelled else None
-        )
+        labels = [s.labels for s in stores if s.labels is not None]
+        joined = np.concatenate(labels) if len(labels) == len(stores) else None
+        return cls(t, x, y, p, offsets, stores[0].sensor_size, joined)
 
     def _indices(self, indices: Any) -> np.ndarray:
         which = np.arange(len(self)) if indices is None else np.asarray(indices)

@@ -275,6 +275,7 @@ def _render(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["si"] = lambda value, unit="": si(value, unit)
+    environment.filters["span"] = _span
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["percent"] = lambda value: f"{100 * value:.3g} %"
     script = (_HERE / "report.js").read_text(encoding="utf-8")
@@ -294,6 +295,14 @@ def _render(
         script=script,
         script_hash=digest,
     )
+
+
+def _span(interval: Mapping[str, float | None], unit: str) -> str:
+    """low – high, or "not known" for an interval without width."""
+    low, high = interval["low"], interval["high"]
+    if low is None or high is None or low == high:
+        return "not known"
+    return f"{si(low, unit)} – {si(high, unit)}" if unit else f"{low:.3g} – {high:.3g}"
 
 
 def ratio_chart(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -334,6 +343,7 @@ def _layer_bars(e: Mapping[str, Any]) -> list[dict[str, Any]]:
             "ann": 100 * r["ann_J"]["nominal"] / widest,
         }
         for r in e["layers"]
+        if r["energy_J"]["nominal"] or r["ann_J"]["nominal"]
     ]
 
 

@@ -65,7 +65,7 @@ def _write(file: h5py.File, trace: EventTrace) -> None:
             "dtype": trace.dtype,
             "device": trace.device,
             "merged_from": json.dumps(trace.merged_from),
-            "units": json.dumps({name: "1" for name in (*COUNTERS, *_ARRAYS)}),
+            "units": json.dumps(dict.fromkeys((*COUNTERS, *_ARRAYS), "1")),
         }
     )
     names = [layer.name for layer in trace.layers]
@@ -112,7 +112,7 @@ def _unpack_levels(text: str) -> Levels:
 
 
 def _dataset(group: h5py.Group, name: str, values: np.ndarray) -> None:
-    if values.size == 0:
+    if values.nbytes <= 2048:  # a chunk's index would be larger than the data
         group.create_dataset(name, data=values)
         return
     chunks = (min(len(values), 65536), *values.shape[1:])

@@ -93,7 +93,7 @@ class Neuron(nn.Module):
     def _rows(self, state: NeuronState, x: Tensor) -> Tensor:
         if not isinstance(state, self.state_type):
             raise SpikingError(
-                f"{type(self).__name__}: got a state of type {type(state).__name__}; expected the {self.state_type.__name__} that step returns."
+                f"{type(self).__name__}: got a state of type {type(state).__name__}; expected {self.state_type.__name__}."
             )
         rows = [row for row in state if row is not None]
         if len(rows) == self.rule.n_states - 1 and self.rule.refractory:
@@ -112,12 +112,7 @@ class Neuron(nn.Module):
         }[kind]
         operations["mul"] += int(self.rule.decay_input)
         operations["reset_add"] = int(self.rule.reset == "subtract") + int(kind == "adaptive")
-        numbers = {
-            name: float(value)
-            if isinstance(value, (int, float)) or value.numel() == 1
-            else float(value.detach().mean())
-            for name, value in self.cells().items()
-        }
+        numbers = {name: float(torch.as_tensor(value).detach().mean()) for name, value in self.cells().items()}
         return {
             "type": type(self).__name__,
             "state_vars": 1 + (kind != "lif"),
@@ -429,14 +424,17 @@ class Recurrent(nn.Module):
         """Spikes [T, B, features]; with `return_state` also the state after the last step."""
         if x.dim() != 3 or x.shape[-1] != self.features:
             raise SpikingError(f"Recurrent: got input of shape {list(x.shape)}; expected [T, B, {self.features}].")
-        spikes = []
-        for x_t in x.unbind(0):
-            s, state = self.step(x_t, state)
-            spikes.append(s)
-        if state is None:
-            state = RecurrentState(self.neuron(x, return_state=True)[1], x.new_zeros(x.shape[1:]))
-        out = torch.stack(spikes) if spikes else torch.empty_like(x)
-        return (out, state) if return_state else out
+        if x.shape[0] == 0:
+            out, rest = self.neuron(x, state=None if state is None else state.neuron, return_state=True)
+            after = state or RecurrentState(rest, x.new_zeros(x.shape[1:]))
+        else:
+            spikes = []
+            after = state
+            for x_t in x.unbind(0):
+                s, after = self.step(x_t, after)
+                spikes.append(s)
+            out = torch.stack(spikes)
+        return (out, after) if return_state else out
 
     def step(self, x_t: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
         """One time step: x_t [B, features] and the state before (None: at rest) -> spikes and the state after."""

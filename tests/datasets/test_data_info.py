@@ -1,0 +1,57 @@
+"""`spiking data info`: figures of a file and of a set, as a table and as JSON."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from spiking.cli.data import app
+from spiking.datasets import write_bin
+from spiking.errors import SpikingError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIKING_CACHE", str(tmp_path / "cache"))
+
+
+def run(*args):
+    result = CliRunner().invoke(app, ["info", *map(str, args)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_a_file_as_json_and_as_a_table(tmp_path, make_events):
+    events = make_events(1, 300)
+    write_bin(tmp_path / "one.bin", events)
+    facts = json.loads(run(tmp_path / "one.bin", "--sensor", "34x34", "--json"))
+    assert (facts["events"], facts["sensor"]) == (300, "34×34")
+    assert facts["on_share"] == pytest.approx(events.p.mean())
+    assert facts["rate_hz"] == pytest.approx(300 / events.duration * 1e6)
+    shown = run(tmp_path / "one.bin")
+    for told in ("300", "events/s", "(largest coordinates seen)"):
+        assert told in shown.replace("\n", " ")
+
+
+def test_a_set_shows_counts_per_class_of_both_splits(tree):
+    facts = json.loads(run(tree, "--json"))
+    assert [(s["split"], s["recordings"], s["per_class"]) for s in facts["splits"]] == [
+        ("train", 3, [0, 1, 0, 2, 0, 0, 0, 0, 0, 0]),
+        ("test", 2, [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+    ]
+    assert facts["splits"][0]["events"] == 20 + 21 + 22
+    shown = run(tree)
+    assert "class 9" in shown
+    assert "real N-MNIST" in shown
+
+
+def test_bad_input_is_one_clear_line(tmp_path):
+    (tmp_path / "cut.bin").write_bytes(b"123")
+    with pytest.raises(SpikingError, match=r"cut\.bin: byte 0: got 3 of the 5 bytes"):
+        run(tmp_path / "cut.bin")
+    with pytest.raises(SpikingError, match="got a folder with"):
+        run(tmp_path)
+    with pytest.raises(SpikingError, match='--sensor: got "34"; expected WIDTHxHEIGHT'):
+        run(tmp_path / "cut.bin", "--sensor", "34")
