@@ -153,7 +153,19 @@ def test_folds_print_every_fold_and_keep_every_prediction(spiking, recordings, t
 def test_ctrl_c_saves_and_the_resumed_run_gives_the_same_answer(recordings, tmp_path):
     """Real processes: one undisturbed, one stopped by SIGINT in its second epoch and resumed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SPIKING_CACHE": str(tmp_path / "cache")}
-    arguments = [COMMAND, "train", "nmnist", "--data", recordings, "--epochs", "4", "--batch-size", "2", "--time-bins", "4"]
+    arguments = [
+        COMMAND,
+        "train",
+        "nmnist",
+        "--data",
+        recordings,
+        "--epochs",
+        "4",
+        "--batch-size",
+        "2",
+        "--time-bins",
+        "4",
+    ]
 
     def start(*more: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -180,16 +192,22 @@ def test_ctrl_c_saves_and_the_resumed_run_gives_the_same_answer(recordings, tmp_
     assert a == b
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--data", "nowhere"], "nowhere: no such file or folder; expected N-MNIST there."),
-    (["--epochs", "0"], "TrainConfig.epochs: got 0; expected at least 1."),
-    (["--model", "transformer"], 'NMNISTConfig.kind: got "transformer"; expected conv or mlp.'),
-    (["--time-bins", "0"], "FrameConfig.time_bins: got 0; expected 1 to 1000."),
-    (["--mixed-precision", "int4"], 'TrainConfig.mixed_precision: got "int4"; expected no or bf16 or fp16.'),
-    (["--config", "none.yaml"], "none.yaml: no such file or directory; expected a YAML file of settings."),
-    (["--resume"], "--resume: got no --out, and there is no run in runs/; expected a run that was stopped."),
-    (["--resume", "--out", "x"], "x: there is no run to resume here (no config.yaml). Leave --resume out to start one."),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere: no such file or folder; expected N-MNIST there."),
+        (["--epochs", "0"], "TrainConfig.epochs: got 0; expected at least 1."),
+        (["--model", "transformer"], 'NMNISTConfig.kind: got "transformer"; expected conv or mlp.'),
+        (["--time-bins", "0"], "FrameConfig.time_bins: got 0; expected 1 to 1000."),
+        (["--mixed-precision", "int4"], 'TrainConfig.mixed_precision: got "int4"; expected no or bf16 or fp16.'),
+        (["--config", "none.yaml"], "none.yaml: no such file or directory; expected a YAML file of settings."),
+        (["--resume"], "--resume: got no --out, and there is no run in runs/; expected a run that was stopped."),
+        (
+            ["--resume", "--out", "x"],
+            "x: there is no run to resume here (no config.yaml). Leave --resume out to start one.",
+        ),
+    ],
+)
 def test_bad_input_gets_one_line_and_exit_code_2(spiking, arguments, message):
     code, out, err = spiking("train", "nmnist", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -197,15 +215,18 @@ def test_bad_input_gets_one_line_and_exit_code_2(spiking, arguments, message):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("train: {epoch: 3}", 'mine.yaml: train: unknown setting "epoch"; expected one of epochs,'),
-    ("train: {epoch: 3}", 'Did you mean "epochs"?'),
-    ("train: {epochs: three}", "mine.yaml: train: epochs: got 'three'; expected a whole number."),
-    ("train: {epochs: true}", "mine.yaml: train: epochs: got True; expected a whole number."),
-    ("train: 3", "mine.yaml: train: got 3; expected settings of its own, indented below it."),
-    ("[1, 2]", "mine.yaml: got a list; expected settings as `name: value` lines."),
-    ("a: [", "mine.yaml: not a YAML file: "),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epoch: 3}", 'mine.yaml: train: unknown setting "epoch"; expected one of epochs,'),
+        ("train: {epoch: 3}", 'Did you mean "epochs"?'),
+        ("train: {epochs: three}", "mine.yaml: train: epochs: got 'three'; expected a whole number."),
+        ("train: {epochs: true}", "mine.yaml: train: epochs: got True; expected a whole number."),
+        ("train: 3", "mine.yaml: train: got 3; expected settings of its own, indented below it."),
+        ("[1, 2]", "mine.yaml: got a list; expected settings as `name: value` lines."),
+        ("a: [", "mine.yaml: not a YAML file: "),
+    ],
+)
 def test_a_wrong_setting_in_a_file_is_named(spiking, text, message):
     Path("mine.yaml").write_text(text)
     code, _, err = spiking("train", "nmnist", "--config", "mine.yaml")

@@ -166,7 +166,7 @@ def cross_validate(
             predicted[name][left_out] = fit(few_bins[training], labels[training], few_bins[left_out])
         per_fold.append({name: float((p == labels)[left_out].mean()) for name, p in predicted.items()})
         trainer.display.message("  ".join(f"{name} {100 * value:.1f} %" for name, value in per_fold[-1].items()))
-    np.savez(out / "predictions.npz", label=labels, fold=fold_of, **predicted)
+    np.savez(out / "predictions.npz", label=labels, fold=fold_of, **predicted)  # type: ignore[arg-type]
     metrics = {
         **_facts(recipe, recordings),
         "folds": folds,
@@ -223,11 +223,15 @@ def _draw(found: Evaluation, out: Path) -> None:
 
     matrix = confusion_matrix(found.labels, found.predictions, labels=np.arange(found.logits.shape[1]))
     for name, axes in (("confusion", plot.confusion_matrix(matrix)), ("firing_rates", plot.firing_rates(found.rates))):
+        figure = axes.get_figure(root=True)
+        assert figure is not None
         for suffix in ("png", "svg"):
-            axes.figure.savefig(out / f"{name}.{suffix}", dpi=150)
+            figure.savefig(out / f"{name}.{suffix}", dpi=150)
 
 
-def _price(model: NMNISTNet, test: EventBatches, out: Path, recordings: Recordings, accuracy: Proportion) -> dict[str, Any]:
+def _price(
+    model: NMNISTNet, test: EventBatches, out: Path, recordings: Recordings, accuracy: Proportion
+) -> dict[str, Any]:
     """Trace of some test recordings, and what the 45 nm estimate makes of it."""
     from spiking import hw_models, record
 
