@@ -71,7 +71,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def spiking(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Train, run and price spiking neural networks.
 

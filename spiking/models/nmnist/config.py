@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spiking.errors import SpikingError
+from spiking.functional import Reset
 from spiking.training import TrainConfig
 
 
@@ -38,11 +39,11 @@ class NMNISTConfig:
     dropout: float = 0.0
     beta: float = 0.5
     threshold: float = 1.0
-    reset: str = "subtract"
+    reset: Reset = "subtract"
     detach_reset: bool = True
     surrogate_alpha: float = 2.0
     output_beta: float = 0.9
-    output_reset: str = "none"
+    output_reset: Reset = "none"
     readout: str = "membrane"
     classes: int = 10
 

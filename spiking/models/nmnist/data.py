@@ -14,11 +14,12 @@ from spiking.training import seed_for
 
 SIDE = 34  # pixels of the sensor
 CENTRE = (SIDE - 1) / 2
-SUBPIXELS = 8  # stored steps a pixel, once the camera's motion is undone
+SUBPIXELS = 3  # stored steps a pixel, once the camera's motion is undone; odd, so that none lies between two pixels
+MARGIN = 5  # pixels around the sensor into which the motion carries events
 
 
 def undo_saccades(events: Any) -> Any:
-    """The same recordings with the camera's motion taken out, at 1/8 pixel: the digit stands still, in the middle.
+    """The same recordings with the camera's motion taken out, to a third of a pixel: the digit stands still, in the middle.
 
         x + 4 − 3.5u, y + 2 − 7u;   x + 0.5 − 3.5u, y − 5 + 7u;   x − 3 + 7u, y + 2     (u = (t − start) / 105 ms)
 
@@ -35,13 +36,10 @@ def undo_saccades(events: Any) -> Any:
     dx = np.choose(leg, [-3.5 * u, -3.5 - 3.5 * u, -7 + 7 * u]) + 4.0
     dy = np.choose(leg, [-7 * u, -7 + 7 * u, 0 * u]) + 2.0
     # Shifted by a margin, so that what leaves the sensor stays representable; the frames cut it off.
-    x = np.rint((events.x + dx + _MARGIN) * SUBPIXELS)
-    y = np.rint((events.y + dy + _MARGIN) * SUBPIXELS)
-    side = (SIDE + 2 * _MARGIN) * SUBPIXELS
+    x = np.rint((events.x + dx + MARGIN) * SUBPIXELS)
+    y = np.rint((events.y + dy + MARGIN) * SUBPIXELS)
+    side = (SIDE + 2 * MARGIN) * SUBPIXELS
     return type(events)(events.t, x, y, events.p, events.offsets, (side, side, 2), events.labels)
-
-
-_MARGIN = 8  # pixels around the sensor
 
 
 class EventBatches:
@@ -103,7 +101,7 @@ class EventBatches:
                 rng = np.random.default_rng(seed_for(self.seed, 2, epoch))
                 self._table = (epoch, rng.uniform(-1, 1, (len(self.labels), 6)))
             maps, shift = self._augmented(self._table[1][which])
-        scale, margin = (SUBPIXELS, _MARGIN) if self.config.saccades == "undo" else (1, 0)
+        scale, margin = (SUBPIXELS, MARGIN) if self.config.saccades == "undo" else (1, 0)
         offset = CENTRE + shift - (maps @ np.full((2, 1), CENTRE + margin))[:, :, 0]
         return np.concatenate([maps / scale, offset[:, :, None]], axis=2)
 
