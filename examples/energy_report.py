@@ -1,6 +1,6 @@
 """What would this network cost in hardware? Record a run, price it in three accountings, write the report.
 
-    python examples/energy_report.py [--out report.html]
+    python examples/energy_report.py [--quick] [--out report.html]
 
 The network is untrained and its input is a moving ring of events, so that the script needs no data; put your own
 model and a batch of your own recordings [T, B, C, H, W] in their place.
@@ -33,7 +33,9 @@ def moving_ring(time_steps: int, batch: int, seed: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="report.html", help="the page to write; its figures go beside it as JSON")
-    out = parser.parse_args().out
+    parser.add_argument("--quick", action="store_true", help="one pass of a few recordings")
+    arguments = parser.parse_args()
+    passes, batch = (1, 4) if arguments.quick else (4, 32)
 
     torch.manual_seed(0)
     model = Sequential(
@@ -49,14 +51,14 @@ def main() -> None:
     ).eval()
 
     with torch.no_grad(), spiking.record(model, keep_spikes=1, data_id="moving rings", seed=0, dt=0.03) as trace:
-        for seed in range(4):
-            model(moving_ring(10, 32, seed))
+        for seed in range(passes):
+            model(moving_ring(10, batch, seed))
 
     estimates = [hw_models.estimate(trace, "digital-45nm", accounting=a) for a in ("operations", "with-memory")]
     for found in estimates:
         print(f"{found.accounting:<12} {hw_models.si(found.energy.nominal, 'J')} per sample; {found.summary()}")
-    hw_models.report(estimates, out, title="An untrained network on moving rings")
-    print(f"report: {out}")
+    hw_models.report(estimates, arguments.out, title="An untrained network on moving rings")
+    print(f"report: {arguments.out}")
 
 
 if __name__ == "__main__":

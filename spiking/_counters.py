@@ -36,6 +36,8 @@ class Levels(NamedTuple):
 
     def join(self, other: Levels) -> Levels:
         """The levels of both together."""
+        if self == other or other == _NO_LEVELS:
+            return self
         if self.magnitudes is None or other.magnitudes is None:
             return Levels(None)
         magnitudes = _cluster(self.magnitudes + other.magnitudes)
@@ -69,6 +71,10 @@ class OperandCounts(NamedTuple):
     per_element: np.ndarray  # [I] int64: non-zeros of each element over steps and batch
     levels: list[Levels]  # T of them
     repeated: bool  # bit-identical in all steps, of which there are at least two
+
+
+_NO_LEVELS = Levels()
+_SPIKES = Levels((1.0,))
 
 
 def connections(layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...], weight: Tensor) -> Tensor:
@@ -157,22 +163,39 @@ def _axis(value: int | tuple[int, ...], d: int) -> int:
     return value[d] if isinstance(value, tuple | list) else value
 
 
-def count_equal(x: Tensor, value: float) -> int:
-    """Elements of x that equal the value."""
+def count_equal(x: Tensor, *values: float) -> int:
+    """Elements of x that equal one of the values, which differ."""
     if x.is_cuda or x.dtype not in (torch.float32, torch.float64):
-        return int((x == value).sum())
+        return sum(int((x == value).sum()) for value in values)
     flat = x.contiguous().view(-1).numpy()
     hits = np.empty(min(flat.size, _BLOCK), np.bool_)
+    wanted = [flat.dtype.type(value) for value in values]
     found = 0
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
-        found += int(np.count_nonzero(np.equal(block, flat.dtype.type(value), out=hits[: block.size])))
+        for value in wanted:
+            found += int(np.count_nonzero(np.equal(block, value, out=hits[: block.size])))
     return found
 
 
 def count_nonzero_per_step(x: Tensor) -> np.ndarray:
     """Non-zero elements of x [T, ...] in each step, int64 [T]."""
     return np.array([step.numel() - count_equal(step, 0.0) for step in x], np.int64)
+
+
+def count_windows(x: Tensor, windows: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(non-zeros, windows that they reach) of an input [T, B, *] of a pooling layer, int64 [T] each."""
+    reach = windows.numpy()
+    nnz, reached = [], []
+    for step in x.detach().cpu().float():
+        zero = step.contiguous().view(-1).numpy() == 0
+        n_zero = int(np.count_nonzero(zero))
+        nnz.append(zero.size - n_zero)
+        if 2 * n_zero < zero.size:  # sums run over the rarer kind
+            reached.append(x.shape[1] * int(reach.sum()) - int(reach[np.flatnonzero(zero) % reach.size].sum()))
+        else:
+            reached.append(int(reach[np.flatnonzero(~zero) % reach.size].sum()))
+    return np.array(nnz, np.int64), np.array(reached, np.int64)
 
 
 def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts | None = None) -> OperandCounts:
@@ -197,15 +220,15 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
             True,
         )
     flat = x.reshape(steps * batch, -1)
-    if known is not None and all(levels.magnitudes in ((), (1.0,)) and not levels.signed for levels in known.levels):
+    if known is not None and all(levels in (_NO_LEVELS, _SPIKES) for levels in known.levels):
         syn = _product(flat, fan)
         syn_eff = syn if fan_eff is fan else _product(flat, fan_eff)
         return known._replace(syn=syn.reshape(steps, batch), syn_eff=syn_eff.reshape(steps, batch).sum(1))
     row_sum = flat.sum(1, dtype=torch.float64 if flat.shape[1] >= _EXACT else None)
-    if count_equal(flat, 0.0) + count_equal(flat, 1.0) == flat.numel():
+    if count_equal(flat, 0.0, 1.0) == flat.numel():
         counted, nnz, abs_rows = flat, row_sum, row_sum.double()
         sums = row_sum.reshape(steps, batch).sum(1).tolist()
-        levels = [Levels((1.0,)) if s else Levels() for s in sums]
+        levels = [_SPIKES if s else _NO_LEVELS for s in sums]
     else:
         abs_rows = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float64)
         if not bool(torch.isfinite(abs_rows).all()):
@@ -236,9 +259,11 @@ def _int(x: Tensor) -> np.ndarray:
 
 def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
     """mask [R, I] @ fan [I], exact: in slices whose sums stay below 2^24, or in float64 where products are rounded."""
+    total = int(fan.sum())
+    if total == 0:
+        return np.zeros(len(mask), np.int64)
     if mask.is_cuda or torch.get_float32_matmul_precision() != "highest":
         return _int(mask.double() @ fan.to(mask.device, torch.float64))
-    total = int(fan.sum())
     if total < _EXACT:
         return _int(mask @ fan.to(mask.dtype))
     bounds = [0]

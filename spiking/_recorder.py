@@ -456,9 +456,9 @@ class Recorder:
         self._reads(x, row)
         row.counts["in_numel"][steps] += math.prod(seq.shape[1:])
         if average:
-            counts = counters.count_operand(seq, windows, windows)
-            row.counts["in_nnz"][steps] += counts.nnz.sum(1)
-            row.counts["pool_adds"][steps] += counts.syn.sum(1)
+            nnz, reached_windows = counters.count_windows(seq, windows)
+            row.counts["in_nnz"][steps] += nnz
+            row.counts["pool_adds"][steps] += reached_windows
         else:
             row.counts["pool_cmps"][steps] += row.config["dense_ops"] * self._batch
         self._produced(y, row.name)

@@ -93,8 +93,8 @@ class LayerTrace:
     spikes_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
 
     def __post_init__(self) -> None:
-        for name in COUNTERS:
-            self.counts.setdefault(name, np.zeros(self.n_steps, np.int64))
+        zeros = np.zeros((len(COUNTERS), self.n_steps), np.int64)
+        self.counts = {name: self.counts.get(name, zeros[i]) for i, name in enumerate(COUNTERS)}
         if self.in_abs_sum.size == 0:
             self.in_abs_sum = np.zeros(self.n_steps)
         if not self.levels_step:
@@ -309,8 +309,9 @@ class EventTrace:
 
 def join_layer(mine: LayerTrace, more: LayerTrace) -> None:
     """Add the counters of `more` (other samples of the same layer) to `mine`."""
-    for name in COUNTERS:
-        mine.counts[name] = mine.counts[name] + more.counts[name]
+    for name, values in more.counts.items():
+        if values.any():
+            mine.counts[name] = mine.counts[name] + values
     mine.in_abs_sum = mine.in_abs_sum + more.in_abs_sum
     mine.spike_count = mine.spike_count + more.spike_count
     mine.levels = mine.levels.join(more.levels)

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from spiking.hw_models import Estimate
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def energy(
     files: Annotated[
         list[Path] | None,

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from golden_nets import FOLDER, build, recorded
-from spiking.hw_models.report import document, playable, ratio_chart
 from typer.testing import CliRunner
 
 import spiking
 from spiking import hw_models, record
-from spiking.cli.energy import energy
+from spiking.cli.energy import app
 from spiking.errors import SpikingError
+from spiking.hw_models.report import document, playable, ratio_chart
 from spiking.trace import EventTrace, Recording
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>{{ 7*7 }}'
@@ -398,8 +397,6 @@ def test_hostile_names_do_nothing_in_a_browser(tmp_path, trace):
 
 
 def run(*arguments: str) -> str:
-    app = typer.Typer()
-    app.command()(energy)
     done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120", "TERM": "dumb"})
     if done.exception:
         raise done.exception
@@ -464,6 +461,15 @@ def test_the_command_refuses_in_one_line(arguments, message):
         run(*arguments)
 
 
+def test_the_installed_command_ends_with_code_two_and_one_line(file, tmp_path):
+    command = Path(sys.executable).with_name("spiking")
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(Path(file).read_bytes()[:-100])
+    done = subprocess.run([command, "energy", str(cut)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"spiking: \S+cut\.h5: this is not a readable trace \(.*\)\. Record it again\.\n", done.stderr)
+
+
 def test_control_characters_do_not_reach_the_terminal(tmp_path, trace):
     bad = EventTrace.merge([trace])
     bad.layers[0].name = "conv\x1b[2J\n0"
@@ -478,7 +484,7 @@ def test_the_example_runs(tmp_path):
     script = Path(__file__).parents[2] / "examples" / "energy_report.py"
     out = tmp_path / "report.html"
     done = subprocess.run(
-        [sys.executable, "-P", str(script), "--out", str(out)],
+        [sys.executable, "-P", str(script), "--quick", "--out", str(out)],
         capture_output=True,
         text=True,
         check=True,
