@@ -194,7 +194,7 @@ class RaggedEvents:
             self.arrays, self.offsets, which, framing, (width, height), frames,
             affine=maps, time_major=time_major, threads=threads,
         )  # fmt: skip
-        if status.any():
+        if np.count_nonzero(status):
             i = int(which[np.argmax(status != 0)])
             self[i].check(f"recording {i}")
         return frames
@@ -270,7 +270,7 @@ def decode_many(
     size = sensor(sensor_size, "decode_many")
     loaded, name = sources(recordings)
     arrays, events, faults = _kernels.decode_sources(loaded, size[0], size[1], threads)
-    if faults.any():
+    if np.count_nonzero(faults):
         i = int(np.argmax(faults != 0))
         raise explain(loaded[i], int(faults[i]), name(i), size)
     return RaggedEvents(*arrays, np.concatenate([[0], np.cumsum(events)]), size, labels)

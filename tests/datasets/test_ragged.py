@@ -1,5 +1,10 @@
 """Many recordings in one store: decoding, choosing, and framing through maps of the pixels."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +33,29 @@ def test_a_store_holds_what_each_recording_decodes_to(backend, recordings, threa
     assert store[-1] == store[4]
     with pytest.raises(IndexError):
         store[5]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_decodes_after_its_parent_used_threads():
+    """OpenMP hangs in a child that enters a parallel region; the child has to stay on one thread."""
+    code = """
+        import os, signal
+        from spiking.datasets import ToFrames, decode_many
+        from spiking.datasets.frames import frames_many
+        recordings = [bytes([1, 2, 0, 0, 3])] * 64
+        rule = ToFrames(time_bins=2, sensor_size=(34, 34))
+        def work():
+            store = decode_many(recordings, threads=2)
+            return len(store.t) + store.frames(time_bins=2, threads=2).sum() + frames_many(recordings, rule, threads=2).sum()
+        assert work() == 192
+        child = os.fork()
+        if child == 0:
+            signal.alarm(40)  # a child that hangs dies, and fails the test
+            os._exit(0 if work() == 192 else 1)
+        print(os.waitpid(child, 0)[1])
+        """
+    command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "0\n"
 
 
 def test_overflow_words_leave_no_gaps(backend, recordings):
