@@ -59,7 +59,7 @@ def test_a_verb_that_cannot_be_loaded_says_why_and_breaks_no_other(monkeypatch, 
 def test_every_verb_has_help(monkeypatch, capsys, verb):
     code, out, _ = call(monkeypatch, capsys, verb, "--help")
     assert code == 0
-    assert f"Usage: spiking {verb}" in out
+    assert f" {verb} [OPTIONS]" in out
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["train", "nonsense"], ["train", "nmnist", "--epochs", "many"]])
