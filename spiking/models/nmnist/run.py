@@ -233,8 +233,7 @@ def _draw(found: Evaluation, out: Path) -> None:
 
     matrix = confusion_matrix(found.labels, found.predictions, labels=np.arange(found.logits.shape[1]))
     for name, axes in (("confusion", plot.confusion_matrix(matrix)), ("firing_rates", plot.firing_rates(found.rates))):
-        figure = axes.get_figure(root=True)
-        assert figure is not None
+        figure: Any = axes.figure
         for suffix in ("png", "svg"):
             figure.savefig(out / f"{name}.{suffix}", dpi=150)
 
