@@ -8,8 +8,8 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from spiking.datasets import _plain
+
 from spiking.errors import SpikingError
 
 

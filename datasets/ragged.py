@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-
 from spiking.datasets import _kernels
 from spiking.datasets._kernels import FAULTS, Framing, Packed, Sources
 from spiking.datasets.events import Events, Sensor, _trusted, decode_bin, read_bytes, sensor
+
 from spiking.errors import SpikingError
 
 

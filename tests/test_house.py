@@ -47,7 +47,11 @@ ROWS = (
     {"cuda_kernels"},
 )
 LEAVES = {"errors", "surrogate"}  # anybody may import them; they import nothing of ours but each other
-PARTS = {"_recorder": "trace", "_counters": "trace", "_tracefile": "trace"}  # private modules, by the room that they belong to
+PARTS = {
+    "_recorder": "trace",
+    "_counters": "trace",
+    "_tracefile": "trace",
+}  # private modules, by the room that they belong to
 ONLY = {  # rooms that may import less than the rows below them
     "datasets": {"spiking.cuda_kernels._cpu", "spiking.errors"},
     "hub": {"spiking.checkpoint", "spiking.errors"},
@@ -223,10 +227,26 @@ def test_examples_and_benchmarks_use_public_names():
 
 # What an import costs
 
-HEAVY = (
-    "matplotlib h5py sklearn accelerate typer rich scipy huggingface_hub safetensors cupy pooch jinja2 yaml tonic snntorch "
-    "spikingjelly norse sinabs"
-).split()
+HEAVY = [
+    "matplotlib",
+    "h5py",
+    "sklearn",
+    "accelerate",
+    "typer",
+    "rich",
+    "scipy",
+    "huggingface_hub",
+    "safetensors",
+    "cupy",
+    "pooch",
+    "jinja2",
+    "yaml",
+    "tonic",
+    "snntorch",
+    "spikingjelly",
+    "norse",
+    "sinabs",
+]
 IMPORT_BOTH = """
 import json, sys, time
 start = time.perf_counter(); import torch
@@ -280,7 +300,11 @@ def environment_variables() -> dict[str, set[str]]:
         if module.startswith("spiking.benchmarks"):  # it sets them for its child processes
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch("SPIKING_[A-Z_]+", node.value):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and re.fullmatch("SPIKING_[A-Z_]+", node.value)
+            ):
                 found.setdefault(node.value, set()).add(str(path.relative_to(ROOT)))
     return found
 
@@ -346,7 +370,12 @@ def text_files() -> Iterator[tuple[str, str]]:
     for path in sorted(ROOT.rglob("*")):
         name = path.relative_to(ROOT)
         hidden = any(part.startswith(".") and part != ".ci" for part in name.parts)
-        if path.is_file() and not hidden and SKIPPED.isdisjoint(name.parts) and not name.name.endswith((".png", ".npz", ".so")):
+        if (
+            path.is_file()
+            and not hidden
+            and SKIPPED.isdisjoint(name.parts)
+            and not name.name.endswith((".png", ".npz", ".so"))
+        ):
             try:
                 yield str(name), path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
@@ -355,7 +384,9 @@ def text_files() -> Iterator[tuple[str, str]]:
 
 def test_no_file_names_this_machine_or_a_package_host():
     paths = re.compile(r"(?<![\w.])/(?:work|tmp|home|root)/")
-    hosts = re.compile("|".join(("pypi" + r"\.org", "python" + r"hosted\.org", "download" + r"\.pytorch", "artifact" + "ory")))
+    hosts = re.compile(
+        "|".join(("pypi" + r"\.org", "python" + r"hosted\.org", "download" + r"\.pytorch", "artifact" + "ory"))
+    )
     unfinished = re.compile(r"\b(?:TO" + "DO|FIX" + "ME|XX" + r"X)\b")
     faults = [
         f"{name}: {match[0]}"
@@ -399,13 +430,16 @@ def test_kinds_and_resets_equal_the_enums():
 def slots_in_cpp() -> dict[str, tuple[str, int]]:
     """Field of NeuronCall -> ("rule" or "numbers", index), as module.cpp reads them."""
     text = (ROOT / "cuda_kernels/cpu/module.cpp").read_text(encoding="utf-8")
-    return {field: (array, int(index)) for field, array, index in re.findall(r"p\.(\w+) = (rule|numbers)\[(\d+)\]", text)}
+    return {
+        field: (array, int(index)) for field, array, index in re.findall(r"p\.(\w+) = (rule|numbers)\[(\d+)\]", text)
+    }
 
 
 def test_rules_are_packed_in_the_order_in_which_cpp_unpacks_them():
-    from spiking import surrogate
     from spiking.cuda_kernels import ops
     from spiking.cuda_kernels.reference import Rule
+
+    from spiking import surrogate
 
     def flat(rule: Rule, **cells: float) -> dict[str, list[float]]:
         numbers = {"beta": 0.0, "threshold": 1.0, "beta_syn": 0.0} | cells
@@ -475,7 +509,9 @@ def test_installs_and_runs_without_a_compiler(tmp_path):
     assert not [name for name in names if "_cpu" in Path(name).name and not name.endswith((".cpp", ".h"))]
 
     # -S: an editable install of this checkout must not put itself before the wheel.
-    path = os.pathsep.join([str(tmp_path / "site"), *(p for p in sys.path if "site-packages" in p or "dist-packages" in p)])
+    path = os.pathsep.join(
+        [str(tmp_path / "site"), *(p for p in sys.path if "site-packages" in p or "dist-packages" in p)]
+    )
     ran = subprocess.run(
         [sys.executable, "-S", "-P" if sys.version_info >= (3, 11) else "-B", "-c", RUN_LIF],
         env={**bare, "PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True,

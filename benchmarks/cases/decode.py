@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-
 from spiking.benchmarks.run import Row, interleaved, ratio_of
 from spiking.datasets import NMNIST, ToFrames, decode_many
 from spiking.datasets.frames import frames_from_bin, frames_many

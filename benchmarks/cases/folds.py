@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
-
 from spiking.benchmarks import peers
 from spiking.benchmarks.run import Row
+from torch import nn
+
 from spiking.models.nmnist import NMNISTNet, Recipe
 from spiking.models.nmnist.run import build, cross_validate, open_recordings
 

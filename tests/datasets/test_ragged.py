@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from spiking.datasets import Events, RaggedEvents, ToFrames, _kernels, decode_many
 from spiking.datasets.events import decode_bin, encode_bin
+
 from spiking.errors import SpikingError
 
 PROPERTY = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

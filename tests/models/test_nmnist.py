@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from spiking.datasets import Events, RaggedEvents
 from torch.testing import assert_close
 
-from spiking.datasets import Events, RaggedEvents
 from spiking.errors import SpikingError
 from spiking.models import NMNISTConfig, NMNISTNet
 from spiking.models.nmnist import EventBatches, FrameConfig, Recipe, build, hold_out, objective, proportion
