@@ -159,12 +159,12 @@ class RaggedEvents:
             (x', y') = A·(x, y, 1), rounded to the nearest pixel;   frames[n, bin(t), p, y', x'] += 1
 
         affine: A as [2, 3] for all or [N, 2, 3]; events that it sends outside are dropped.  warp: [N, 2, K, K]
-        displacements in pixels, added after the map: (Δx', Δy') at K×K knots spread evenly over the frame, bilinear between
-        them.  t_window: (start, end) in µs, both included, else first to last event; events outside are dropped.  Bins have equal width, the last one
-        is closed at both sides; `by_events` gives every bin the same number of events instead.  out_size: (width,
-        height), else the sensor's.  clip: at most one event a pixel and bin.  merge_polarity: P = 1.  time_major: [T,
-        N, P, H, W]. dtype: float32, int32 or int16 (wraps above 32,767).  threads: over recordings.  out: an array to
-        fill, else a new one.
+        displacements in pixels, added after the map: (Δx', Δy') at K×K knots spread evenly over the frame, bilinear
+        between them.  t_window: (start, end) in µs, both included, else first to last event; events outside are dropped.
+        Bins have equal width, the last one is closed at both sides; `by_events` gives every bin the same number of
+        events instead.  out_size: (width, height), else the sensor's.  clip: at most one event a pixel and bin.
+        merge_polarity: P = 1.  time_major: [T, N, P, H, W]. dtype: float32, int32 or int16 (wraps above 32,767).
+        threads: over recordings.  out: an array to fill, else a new one.
         Errors: SpikingError for a wrong shape of `affine` or `out`, an empty window, a wrong index.
         Oracle: datasets/_plain.py::frames_of.
         """

@@ -133,7 +133,7 @@ def reexported() -> dict[str, str]:
 
 def room_of(module: str) -> str:
     """The second part of a module's name, or the room that a private module belongs to."""
-    name = (module.split(".") + [""])[1]
+    name = ([*module.split("."), ""])[1]
     return PARTS.get(name, name)
 
 
@@ -176,7 +176,7 @@ def test_imports_point_down_only():
 
 def test_models_never_import_each_other():
     def model(name: str) -> str:
-        return (name.split(".") + ["", ""])[2] if name.startswith("spiking.models.") else ""
+        return ([*name.split("."), "", ""])[2] if name.startswith("spiking.models.") else ""
 
     faults = [
         f"{found.file}:{found.line}: {found.module} imports {found.target}"

@@ -203,7 +203,7 @@ def test_compiled_and_plain_warps_agree(make_events, size, knots, seed):
 def test_arguments_are_checked(store):
     with pytest.raises(SpikingError, match=r"warp: got shape \[5, 2, 1, 1\]; expected \[5, 2, K, K\] with K >= 2"):
         store.frames(time_bins=2, affine=np.eye(2, 3), warp=np.zeros((5, 2, 1, 1)))
-    with pytest.raises(SpikingError, match="warp: .* beside an affine map"):
+    with pytest.raises(SpikingError, match=r"warp: .* beside an affine map"):
         store.frames(time_bins=2, warp=np.zeros((5, 2, 3, 3)))
     with pytest.raises(SpikingError, match=r"affine: got shape \[3, 2\]; expected \[2, 3\] or \[5, 2, 3\]"):
         store.frames(time_bins=2, affine=np.zeros((3, 2)))
