@@ -116,7 +116,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_commands_on_the_pages_exist_with_their_options():
-    import click
+    from typer import Context
     from typer.main import get_command
 
     from spiking.cli.main import app
@@ -126,9 +126,9 @@ def test_commands_on_the_pages_exist_with_their_options():
     for where, words in found:
         command = get_command(app)
         rest = list(words)
-        while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        while hasattr(command, "get_command") and rest and not rest[0].startswith("-"):
             verb = rest.pop(0)
-            inner = command.get_command(click.Context(command), verb)
+            inner = command.get_command(Context(command), verb)
             assert inner is not None, f"{where}: there is no {verb}"
             command = inner
         options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
