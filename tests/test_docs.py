@@ -169,6 +169,14 @@ def test_every_page_is_reached_from_the_first_and_stands_in_the_menu():
     assert {file for entry in menu for file in entry.values()} == pages | {"index.md"}
 
 
+def test_the_documented_command_makes_every_picture():
+    program = (ROOT / "docs/images/make.py").read_text(encoding="utf-8")
+    pictures = {path.stem for path in (ROOT / "docs/images").iterdir() if path.suffix != ".py"}
+    assert pictures == set(re.findall(r"^def (\w+)\(.*picture: Path", program, re.MULTILINE))
+    shown = {name for page in PAGES for name in re.findall(r"images/(\w+)\.png", page.read_text(encoding="utf-8"))}
+    assert shown == pictures
+
+
 # Docstrings
 
 
