@@ -1,7 +1,8 @@
 """The one benchmark runner: cases in, a table and JSON out, with the machine and the versions that the figures belong to.
 
 A case is a module in `cases/` with `NAME`, `TITLE`, `rows(quick, device, data)` and, where it wants, `ENVIRONMENTS` (each a child
-process with these variables set) and `summary(rows)` (lines that answer what the case was built to ask). A case checks results
+process with these variables set), `summary(rows)` (lines that answer what the case was built to ask) and `LONG = True` (runs only
+where it is named). A case checks results
 before it times them. Rows compare within their group: the ratio is the reference's median over the row's.
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 from spiking.errors import SpikingError
 
-__all__ = ["Row", "interleaved", "list_cases", "machine", "run", "table"]
+__all__ = ["Row", "interleaved", "list_cases", "machine", "ratio_of", "run", "table"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def run(names: Sequence[str], quick: bool = False, device: str = "cpu", data: st
             )
     rows: list[Row] = []
     summary: list[str] = []
-    for name in names or known:
+    for name in names or [name for name, case in known.items() if not getattr(case, "LONG", False)]:
         case = known[name]
         environments = getattr(case, "ENVIRONMENTS", None)
         if environments is None:

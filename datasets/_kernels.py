@@ -8,8 +8,8 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from spiking.datasets import _plain
+
 from spiking.errors import SpikingError
 
 
@@ -189,6 +189,7 @@ def frames_from_arrays(
     out: np.ndarray,
     *,
     affine: np.ndarray | None = None,
+    warp: np.ndarray | None = None,
     time_major: bool = False,
     threads: int = 1,
 ) -> np.ndarray:
@@ -198,7 +199,8 @@ def frames_from_arrays(
     if _compiled is not None:
         bins, by_events, _, _, window, clip = framing
         _compiled.frames_ragged(
-            *arrays, offsets, indices, bins, by_events, window, affine, clip, time_major, *sensor, width, height,
+            *arrays, offsets, indices, bins, by_events, window, affine, warp,
+            0 if warp is None else warp.shape[-1], clip, time_major, *sensor, width, height,
             channels, out, status, _allowed(threads),
         )  # fmt: skip
         return status
@@ -211,8 +213,15 @@ def frames_from_arrays(
             status[i] = FAULTS.index("outside")
             continue
         frames, m = out[:, i] if time_major else out[i], None if affine is None else affine[i]
+        field = None if warp is None else warp[i]
         _plain.frames_of(
-            (t, x, y, p), frames, by_events=framing.by_events, window=framing.window, affine=m, clip=framing.clip
+            (t, x, y, p),
+            frames,
+            by_events=framing.by_events,
+            window=framing.window,
+            affine=m,
+            warp=field,
+            clip=framing.clip,
         )
     return status
 

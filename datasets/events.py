@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from spiking.datasets import _kernels
+
 from spiking.errors import SpikingError
 
 WORD = 5  # bytes an event

@@ -14,11 +14,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-
 from spiking.datasets import _kernels
 from spiking.datasets._kernels import Framing
 from spiking.datasets.events import Events, Sensor, sensor
 from spiking.datasets.ragged import explain, output, positive, sources, window
+
 from spiking.errors import SpikingError
 
 RULES = ("time_bins", "time_window", "event_count", "event_bins")

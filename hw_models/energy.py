@@ -19,10 +19,10 @@ from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
-
-from spiking.errors import SpikingError
 from spiking.hw_models._checks import EnergyWarning, check
 from spiking.hw_models.hardware import Constant, Hardware, load
+
+from spiking.errors import SpikingError
 from spiking.trace import EventTrace, LayerTrace
 
 ACCOUNTINGS = ("published", "operations", "with-memory")

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from spiking.errors import SpikingError
 from spiking.hw_models.energy import ACCOUNTINGS, SOURCES, Estimate, Interval, figure, reprice, si
 from spiking.hw_models.hardware import MARKS
+
+from spiking.errors import SpikingError
 from spiking.trace import EventTrace, Recording
 
 if TYPE_CHECKING:

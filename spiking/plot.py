@@ -77,10 +77,10 @@ def membrane(
         ax.axhline(threshold, color=GREY, linestyle="--", linewidth=1.0)
         top = max(top, threshold)
     if spikes is not None:
-        s = _array(spikes, "membrane", 1).reshape(len(potential), -1) if np.size(spikes) == potential.size else None
-        if s is None:
+        s = _array(spikes, "membrane", 1)
+        if s.size != potential.size:
             raise SpikingError(f"membrane: got spikes of shape {list(np.shape(spikes))}; expected {list(np.shape(v))}.")
-        for neuron, row in enumerate(s.T):
+        for neuron, row in enumerate(s.reshape(len(potential), -1).T):
             ax.plot(
                 time[row != 0], np.full(int((row != 0).sum()), top * 1.08), "|", color=f"C{neuron % 10}", markersize=9
             )

@@ -45,6 +45,8 @@ def test_membranes_are_lines_with_threshold_and_spikes():
     assert [line.get_ydata().tolist() for line in ax.lines[:2]] == v.T.tolist()
     assert ax.lines[2].get_ydata() == [0.8, 0.8]
     assert [line.get_xdata().tolist() for line in ax.lines[3:]] == [[1], [2]]
+    same = plot.membrane(torch.from_numpy(v), threshold=0.8, spikes=torch.from_numpy(s))
+    assert [line.get_xdata().tolist() for line in same.lines[3:]] == [[1], [2]]
 
 
 def test_frames_show_every_step_in_its_place():

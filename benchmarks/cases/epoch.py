@@ -12,10 +12,10 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-from torch import nn
-
 from spiking.benchmarks import peers
 from spiking.benchmarks.run import Row
+from torch import nn
+
 from spiking.models.nmnist import EventBatches, NMNISTNet, Recipe, objective
 from spiking.models.nmnist.run import open_recordings
 

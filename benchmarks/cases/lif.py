@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from spiking.benchmarks import peers
+from spiking.benchmarks.run import Row, interleaved
+from spiking.cuda_kernels import memory
 from torch import Tensor
 
 from spiking import functional as F
 from spiking import surrogate
-from spiking.benchmarks import peers
-from spiking.benchmarks.run import Row, interleaved
-from spiking.cuda_kernels import memory
 
 NAME = "lif"
 TITLE = "LIF forward + backward, beta 0.9, soft reset, against peers"

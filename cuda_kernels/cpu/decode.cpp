@@ -183,16 +183,17 @@ std::tuple<int64_t, int64_t> scan(Array<const Time> t, Array<const int16_t> x, A
 }
 
 // Recordings `indices` of a ragged store to frames, each through its own map of the pixels where `affine` [N, 2, 3] is
-// given.
+// given, displaced by `warp` [N, 2, K, K] where that is given too.
 template <class Time, class Out>
 void frames_ragged(Array<const Time> t, Array<const int16_t> x, Array<const int16_t> y, Array<const uint8_t> p,
                    Array<const int64_t> offsets, Array<const int64_t> indices, int64_t bins, bool by_events,
-                   Window window, std::optional<Block<const double>> affine, bool clip, bool time_major, int64_t width,
+                   Window window, std::optional<Block<const double>> affine,
+                   std::optional<Block<const double>> warp, int64_t knots, bool clip, bool time_major, int64_t width,
                    int64_t height, int64_t out_width, int64_t out_height, int64_t channels, Block<Out> out,
                    Array<int64_t> status, int threads) {
     const ev::Cut cut = cut_of(bins, by_events, false, 0.0, window);
     const int64_t n = int64_t(indices.shape(0)), frame = out_width * out_height * channels;
-    const double* maps = affine ? affine->data() : nullptr;
+    const double *maps = affine ? affine->data() : nullptr, *warps = warp ? warp->data() : nullptr;
     const int64_t *starts = offsets.data(), *which = indices.data();
     const Time* times = t.data();
     const int16_t *xs = x.data(), *ys = y.data();
@@ -206,8 +207,9 @@ void frames_ragged(Array<const Time> t, Array<const int16_t> x, Array<const int1
         const int64_t at = starts[which[i]];
         const ev::Frames<Out> frames{to + i * frame * (time_major ? 1 : bins), frame * (time_major ? n : 1), out_width,
                                      out_height, channels};
+        const ev::Map map{maps ? maps + 6 * i : nullptr, warps ? warps + 2 * knots * knots * i : nullptr, knots};
         faults[i] = int64_t(ev::arrays_to_frames(times + at, xs + at, ys + at, ps + at, starts[which[i] + 1] - at,
-                                                 width, height, maps ? maps + 6 * i : nullptr, cut, clip, frames,
+                                                 width, height, maps ? &map : nullptr, cut, clip, frames,
                                                  s.table.data(), s.edges.data()));
     });
 }

@@ -338,20 +338,44 @@ Fault bin_to_frames(const uint8_t* bytes, int64_t size, const Cut& cut, bool cli
     return Fault::none;
 }
 
-// Where the map sends pixel (x, y): its row-major index among width × height, nearest pixel, -1 outside (and for NaN).
-inline int64_t mapped(const double* m, int64_t x, int64_t y, int64_t width, int64_t height) {
-    const double u = std::floor(m[0] * double(x) + m[1] * double(y) + m[2] + 0.5);
-    const double v = std::floor(m[3] * double(x) + m[4] * double(y) + m[5] + 0.5);
+// How pixels move on their way into a frame: (u, v) = A·(x, y, 1), six numbers, rows of a 2×3 matrix; then, where there is a warp, plus
+// its displacement at (u, v): [2, knots, knots] pixels at evenly spread knots of the output, bilinear between them.
+struct Map {
+    const double* affine = nullptr;
+    const double* warp = nullptr;
+    int64_t knots = 0;
+};
+
+inline double displacement(const double* field, int64_t knots, double gx, double gy) {
+    const int64_t i = int64_t(gx) < knots - 2 ? int64_t(gx) : knots - 2, j = int64_t(gy) < knots - 2 ? int64_t(gy) : knots - 2;
+    const double fx = gx - double(i), fy = gy - double(j);
+    const double* corner = field + j * knots + i;
+    return (corner[0] * (1 - fx) + corner[1] * fx) * (1 - fy) + (corner[knots] * (1 - fx) + corner[knots + 1] * fx) * fy;
+}
+
+// Where a map sends pixel (x, y): its row-major index among width × height, nearest pixel, -1 outside (and for NaN).
+inline int64_t mapped(const Map& map, int64_t x, int64_t y, int64_t width, int64_t height) {
+    const double* m = map.affine;
+    double u = m[0] * double(x) + m[1] * double(y) + m[2];
+    double v = m[3] * double(x) + m[4] * double(y) + m[5];
+    if (map.warp) {
+        const double right = width > 1 ? double(width - 1) : 1.0, bottom = height > 1 ? double(height - 1) : 1.0;
+        const double gx = (u >= 0.0 ? (u <= right ? u : right) : 0.0) / right * double(map.knots - 1);   // NaN: 0
+        const double gy = (v >= 0.0 ? (v <= bottom ? v : bottom) : 0.0) / bottom * double(map.knots - 1);
+        u += displacement(map.warp, map.knots, gx, gy);
+        v += displacement(map.warp + map.knots * map.knots, map.knots, gx, gy);
+    }
+    u = std::floor(u + 0.5);
+    v = std::floor(v + 0.5);
     if (!(u >= 0.0 && u < double(width) && v >= 0.0 && v < double(height))) return -1;
     return int64_t(v) * width + int64_t(u);
 }
 
-// Events as arrays to `cut.bins` frames, through a map of the pixels (m: six numbers, rows of a 2×3 matrix; null: as
-// they are). `table` is scratch of width × height entries, read only where m is given. Events outside the window or the
-// output are dropped.
+// Events as arrays to `cut.bins` frames, through a map of the pixels (null: as they are). `table` is scratch of width × height entries,
+// used where a map is given and there are more events than pixels. Events outside the window or the output are dropped.
 template <class Time, class Out>
 Fault arrays_to_frames(const Time* t, const int16_t* x, const int16_t* y, const uint8_t* p, int64_t n, int64_t width,
-                       int64_t height, const double* m, const Cut& cut, bool clip, const Frames<Out>& frames,
+                       int64_t height, const Map* map, const Cut& cut, bool clip, const Frames<Out>& frames,
                        int32_t* table, int64_t* edges) {
     if (n == 0) {
         for (int64_t b = 0; b < cut.bins; ++b) frames.fresh(b);
@@ -359,18 +383,19 @@ Fault arrays_to_frames(const Time* t, const int16_t* x, const int16_t* y, const 
     }
     if (first_outside(x, y, p, n, width, height) >= 0) return Fault::outside;
     const bool ordered = first_backwards(t, n) < 0;
-    if (m)
+    const bool tabled = map && n > width * height;
+    if (tabled)
         for (int64_t row = 0; row < height; ++row)
             for (int64_t column = 0; column < width; ++column)
-                table[row * width + column] = int32_t(mapped(m, column, row, frames.width, frames.height));
-    else if (frames.width < width || frames.height < height) return Fault::outside;
+                table[row * width + column] = int32_t(mapped(*map, column, row, frames.width, frames.height));
+    else if (!map && (frames.width < width || frames.height < height)) return Fault::outside;
     const int64_t plane = frames.channels > 1 ? frames.width * frames.height : 0;
     const auto add = [&](Out* frame, int64_t i) {
-        if (!m) {
+        if (!map) {
             count(frame[p[i] * plane + y[i] * frames.width + x[i]], clip);
             return;
         }
-        const int32_t to = table[int64_t(y[i]) * width + x[i]];
+        const int64_t to = tabled ? table[int64_t(y[i]) * width + x[i]] : mapped(*map, x[i], y[i], frames.width, frames.height);
         if (to >= 0) count(frame[p[i] * plane + to], clip);
     };
     int64_t *starts = edges, *ends = edges + cut.bins;

@@ -33,6 +33,7 @@ def test_help_lists_every_verb(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "--help")
     assert code == 0
     assert all(verb in out for verb in main.VERBS)
+    assert "Not available" not in out
 
 
 def test_help_teaches(monkeypatch, capsys):
@@ -52,6 +53,13 @@ def test_a_verb_that_cannot_be_loaded_says_why_and_breaks_no_other(monkeypatch, 
     assert code == 0
     assert "Not available here" in out
     assert "train" in out
+
+
+@pytest.mark.parametrize("verb", list(main.VERBS))
+def test_every_verb_has_help(monkeypatch, capsys, verb):
+    code, out, _ = call(monkeypatch, capsys, verb, "--help")
+    assert code == 0
+    assert f" {verb} [OPTIONS]" in out
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["train", "nonsense"], ["train", "nmnist", "--epochs", "many"]])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from spiking.datasets import SimulatedNMNIST, write_bin
 
 from spiking import EventTrace
 from spiking.cli import main
-from spiking.datasets import SimulatedNMNIST, write_bin
 from spiking.models import NMNISTNet
 
 TRAIN, TEST = 60, 30

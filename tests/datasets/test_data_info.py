@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from spiking.datasets import write_bin
 from typer.testing import CliRunner
 
 from spiking.cli.data import app
-from spiking.datasets import write_bin
 from spiking.errors import SpikingError
 
 

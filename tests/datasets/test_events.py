@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from spiking.datasets import Events, _kernels, _plain, read_events, write_bin
 from spiking.datasets.events import TONIC_DTYPE, decode_bin, encode_bin
+
 from spiking.errors import SpikingError
 
 PROPERTY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -44,7 +44,7 @@ void frames(const uint8_t* bytes, int64_t size, const ev::Cut& cut, int64_t widt
 }
 
 template <class Time>
-void arrays(const uint8_t* bytes, int64_t words, int64_t width, int64_t height, const ev::Cut& cut, const double* map,
+void arrays(const uint8_t* bytes, int64_t words, int64_t width, int64_t height, const ev::Cut& cut, const ev::Map* map,
             bool unordered) {
     auto t = exact<Time>(words);
     auto x = exact<int16_t>(words), y = exact<int16_t>(words);
@@ -96,6 +96,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         if (flags & 32) std::memcpy(&m, &bits, sizeof m);   // any double: infinities and NaN too
         else m = double(bits - 128) / 64.0;
     }
+    double warp[2 * 3 * 3];
+    for (double& d : warp) d = double(number(data, size, 1) - 128) / 16.0;
+    const ev::Map affine{map}, warped{map, warp, 3};
     const auto bytes = exact<uint8_t>(int64_t(size));
     if (size) std::memcpy(bytes.get(), data, size);
     const int64_t n = int64_t(size), words = n / ev::word_bytes;
@@ -103,7 +106,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     frames<int32_t>(bytes.get(), n, cut, width, height, channels, flags & 128);
     frames<int16_t>(bytes.get(), n - n % ev::word_bytes, cut, width, height, channels, flags & 128);
     arrays<int64_t>(bytes.get(), words, width, height, cut, nullptr, flags & 4);
-    arrays<int32_t>(bytes.get(), words, width, height, cut, map, flags & 4);
+    arrays<int32_t>(bytes.get(), words, width, height, cut, flags & 1 ? &affine : &warped, flags & 4);
     return 0;
 }
 

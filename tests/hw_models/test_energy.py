@@ -10,12 +10,12 @@ import torch
 from golden_nets import FOLDER, Frames, Neuron, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spiking.hw_models.energy import Interval, Prices, Term, ratio_of, sample_energies, total
 from torch import Tensor, nn
 
 import spiking
 from spiking import EventTrace, hw_models, record
 from spiking.errors import SpikingError
-from spiking.hw_models.energy import Interval, Prices, Term, ratio_of, sample_energies, total
 
 GOLDEN = {net["name"]: net for net in json.loads((FOLDER / "energy.json").read_text())}
 MODELS = json.loads((FOLDER / "models.json").read_text())

@@ -3,10 +3,10 @@
 import re
 
 import pytest
-
-from spiking.errors import SpikingError
 from spiking.hw_models import Hardware, available, load
 from spiking.hw_models.hardware import MARKS
+
+from spiking.errors import SpikingError
 
 GOOD = """
 name = "mine"

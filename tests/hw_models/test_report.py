@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from golden_nets import FOLDER, build, recorded
+from spiking.hw_models.energy import figure
+from spiking.hw_models.report import document, playable, ratio_chart
 from typer.testing import CliRunner
 
 import spiking
 from spiking import hw_models, record
 from spiking.cli.energy import app
 from spiking.errors import SpikingError
-from spiking.hw_models.energy import figure
-from spiking.hw_models.report import document, playable, ratio_chart
 from spiking.trace import EventTrace, Recording
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>{{ 7*7 }}'

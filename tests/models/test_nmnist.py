@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from spiking.datasets import Events, RaggedEvents
 from torch.testing import assert_close
 
-from spiking.datasets import Events, RaggedEvents
 from spiking.errors import SpikingError
 from spiking.models import NMNISTConfig, NMNISTNet
 from spiking.models.nmnist import EventBatches, FrameConfig, Recipe, build, hold_out, objective, proportion
@@ -183,11 +183,11 @@ def test_without_augmentation_frames_are_the_recordings_counts():
 
 def test_augmented_events_land_where_the_map_says():
     """One event per recording, mapped by hand: rotation · zoom · shear about the centre, then the shift."""
-    config = FrameConfig(time_bins=1, saccades="keep", counts="linear")
+    config = FrameConfig(time_bins=1, saccades="keep", counts="linear", elastic=0.0)
     parts = [Events([5], [x], [y], [1], (34, 34)) for x, y in ((10, 12), (20, 9), (16, 16), (25, 22))]
     data = EventBatches(RaggedEvents.from_events(parts, np.zeros(4, int)), config=config)
     x, _ = data.batch(np.arange(4), 0)
-    draws = data._table[1]
+    draws = data._draws[1]
     for i, part in enumerate(parts):
         angle, zoom, shear = math.radians(10) * draws[i, 0], 1 + 0.1 * draws[i, 1], 0.15 * draws[i, 2]
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -195,6 +195,18 @@ def test_augmented_events_land_where_the_map_says():
         column, row = np.rint(place + 16.5 + 2 * draws[i, 3:5]).astype(int)
         assert x[0, i, 1, row, column] == 1
         assert x[0, i].sum() == 1
+
+
+def test_elastic_displacements_are_new_each_epoch_and_the_same_for_a_seed():
+    config = FrameConfig(rotation=0.0, zoom=0.0, shear=0.0, shift=0.0, elastic=1.5)
+    data = EventBatches(store(), config=config, seed=4)
+    first, again, next_epoch = (data.batch(np.arange(4), epoch)[0] for epoch in (0, 0, 1))
+    plain, _ = data.batch(np.arange(4), None)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, next_epoch)
+    assert not torch.equal(first, plain)
+    alone, _ = EventBatches(store(), config=config, seed=4).batch(np.array([2]), 0)
+    assert torch.equal(alone[:, 0], first[:, 2])
 
 
 def test_undoing_the_saccades_makes_a_moving_point_stand_still():

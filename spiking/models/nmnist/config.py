@@ -71,7 +71,8 @@ class FrameConfig:
 
     `saccades`: "undo" shifts each event back by the known motion of the camera, which makes the digit stand still; "keep"
     leaves events where the sensor saw them. `counts`: "log" takes log(1 + n), "clip" 0 or 1, "linear" n.
-    Augmentation, each drawn evenly from ± its value: rotation in degrees, zoom and shear as a ratio, shift in pixels.
+    Augmentation, each drawn evenly from ± its value: rotation in degrees, zoom and shear as a ratio, shift in pixels; `elastic`
+    is the standard deviation, in pixels, of a smooth random displacement (5×5 knots over the sensor).
     """
 
     time_bins: int = 6
@@ -82,6 +83,7 @@ class FrameConfig:
     zoom: float = 0.1
     shear: float = 0.15
     shift: float = 2.0
+    elastic: float = 1.2
 
     def __post_init__(self) -> None:
         _check(
@@ -94,6 +96,7 @@ class FrameConfig:
                 "zoom": (0, 0.9),
                 "shear": (0, 1),
                 "shift": (0, 17),
+                "elastic": (0, 10),
             },
         )
 

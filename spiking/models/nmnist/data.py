@@ -14,6 +14,7 @@ from spiking.training import seed_for
 
 SIDE = 34  # pixels of the sensor
 CENTRE = (SIDE - 1) / 2
+KNOTS = 5  # of the elastic displacement, along each side
 SUBPIXELS = 3  # stored steps a pixel, once the camera's motion is undone; odd, so that none lies between two pixels
 MARGIN = 5  # pixels around the sensor into which the motion carries events
 
@@ -65,7 +66,7 @@ class EventBatches:
         self.events = undo_saccades(events) if config.saccades == "undo" else events
         self.seed, self.threads = seed, threads
         self.indices = np.arange(len(events)) if indices is None else np.asarray(indices)
-        self._table: tuple[int | None, np.ndarray] = (None, np.empty(0))
+        self._draws: tuple[int | None, np.ndarray, np.ndarray] = (None, np.empty(0), np.empty(0))
 
     def subset(self, indices: Any) -> EventBatches:
         """Some of the recordings, sharing the stored events; a recording keeps its augmentation."""
@@ -78,11 +79,13 @@ class EventBatches:
 
     def batch(self, indices: np.ndarray, epoch: int | None) -> tuple[Tensor, Tensor]:
         which, c = self.indices[indices], self.config
+        affine, warp = self._maps(which, epoch)
         frames = self.events.frames(
             which,
             time_bins=c.time_bins,
             t_window=(0, c.window_us - 1),
-            affine=self._maps(which, epoch),
+            affine=affine,
+            warp=warp,
             out_size=(SIDE, SIDE),
             clip=c.counts == "clip",
             time_major=True,
@@ -92,18 +95,23 @@ class EventBatches:
         x = torch.from_numpy(frames)
         return (x.log1p_() if c.counts == "log" else x), torch.from_numpy(self.labels[which].astype(np.int64))
 
-    def _maps(self, which: np.ndarray, epoch: int | None) -> np.ndarray:
-        """Affine maps [B, 2, 3] from stored coordinates to pixels."""
+    def _maps(self, which: np.ndarray, epoch: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Affine maps [B, 2, 3] from stored coordinates to pixels, and displacements [B, 2, K, K] after them."""
+        warp = None
+        c = self.config
         maps = np.tile(np.eye(2), (len(which), 1, 1))
         shift = np.zeros((len(which), 2))
         if epoch is not None:
-            if self._table[0] != epoch:
+            if self._draws[0] != epoch:
                 rng = np.random.default_rng(seed_for(self.seed, 2, epoch))
-                self._table = (epoch, rng.uniform(-1, 1, (len(self.labels), 6)))
-            maps, shift = self._augmented(self._table[1][which])
+                n = len(self.labels)
+                self._draws = (epoch, rng.uniform(-1, 1, (n, 6)), rng.standard_normal((n, 2, KNOTS, KNOTS)))
+            _, even, normal = self._draws
+            warp = c.elastic * normal[which] if c.elastic else None
+            maps, shift = self._augmented(even[which])
         scale, margin = (SUBPIXELS, MARGIN) if self.config.saccades == "undo" else (1, 0)
         offset = CENTRE + shift - (maps @ np.full((2, 1), CENTRE + margin))[:, :, 0]
-        return np.concatenate([maps / scale, offset[:, :, None]], axis=2)
+        return np.concatenate([maps / scale, offset[:, :, None]], axis=2), warp
 
     def _augmented(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rotation · zoom · shear about the centre [B, 2, 2], and shift [B, 2], from numbers in -1…1."""

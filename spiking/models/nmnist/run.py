@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,10 +135,17 @@ def train(
 
 
 def cross_validate(
-    recipe: Recipe, recordings: Recordings, folds: int, out: Path, resume: bool = False, display: Display | None = None
+    recipe: Recipe,
+    recordings: Recordings,
+    folds: int,
+    out: Path,
+    resume: bool = False,
+    display: Display | None = None,
+    network: Callable[[Recipe, int], NMNISTNet] = build,
 ) -> dict[str, Any]:
     """Train `folds` networks on all recordings but a fold each, for the number of epochs in the recipe, and test each on
     the fold left out. folds.npz holds the assignment, predictions.npz every recording's prediction by every method.
+    `network(recipe, fold)` makes the network of a fold, the recipe's own where it is not given.
     """
     from sklearn.model_selection import StratifiedKFold
 
@@ -157,7 +165,9 @@ def cross_validate(
     predicted = {name: np.empty(len(labels), np.int64) for name in ("spiking", "logistic_regression", "svm")}
     per_fold = []
     for k, (training, left_out) in enumerate(splits):
-        trainer = Trainer(build(recipe, k), objective(recipe.label_smoothing), recipe.train, out / f"fold-{k}", display)
+        trainer = Trainer(
+            network(recipe, k), objective(recipe.label_smoothing), recipe.train, out / f"fold-{k}", display
+        )
         trainer.display.message(f"fold {k + 1} of {folds}: {len(training)} recordings, tested on {len(left_out)}")
         path = trainer.checkpoint_path
         trainer.fit(data.subset(training), resume=resume and path is not None and path.exists())
@@ -223,8 +233,7 @@ def _draw(found: Evaluation, out: Path) -> None:
 
     matrix = confusion_matrix(found.labels, found.predictions, labels=np.arange(found.logits.shape[1]))
     for name, axes in (("confusion", plot.confusion_matrix(matrix)), ("firing_rates", plot.firing_rates(found.rates))):
-        figure = axes.get_figure(root=True)
-        assert figure is not None
+        figure: Any = axes.figure
         for suffix in ("png", "svg"):
             figure.savefig(out / f"{name}.{suffix}", dpi=150)
 
