@@ -108,11 +108,10 @@ def _flags(packed: Sequence[int], numbers: Sequence[float]) -> str:
 
 
 def _width(sizes: Sequence[int], io: str, addresses: Sequence[int]) -> int:
-    """Neurons per thread: 16 bytes of state where rows, parameters and addresses allow it."""
+    """Neurons per thread: 4, which is 16 bytes of state, where rows, cells and addresses allow it; 1 for float64."""
     _, neurons, n_params, inner = sizes
-    wide = 2 if io == "double" else 4
-    fits = neurons % wide == 0 and (n_params == 1 or inner % wide == 0) and all(a % 16 == 0 for a in addresses)
-    return wide if fits and neurons >= _WIDE_FROM else 1
+    fits = neurons % 4 == 0 and (n_params == 1 or inner % 4 == 0) and all(a % 16 == 0 for a in addresses)
+    return 4 if fits and neurons >= _WIDE_FROM and io != "double" else 1
 
 
 @functools.cache
@@ -151,7 +150,7 @@ def backward_launch(
     io, save, kind, reset = _IO[packed[0]], packed[1], KINDS[packed[2]], RESETS[packed[3]]
     flags = _flags(packed, numbers)
     recompute = save == SAVES.index("recompute")
-    x, state0, params, saved, grad_s, is_scalar, grad_state1, grad_x, grad_state0, grad_params = addresses
+    x, state0, _, saved, grad_s, is_scalar, grad_state1, grad_x, grad_state0, grad_params = addresses
     streamed = (x, state0, saved, 0 if is_scalar else grad_s, grad_state1, grad_x, grad_state0)
     width = 1 if recompute else _width(sizes, io, streamed)
     expression = (
@@ -180,7 +179,9 @@ def run(launch: Launch, device: torch.device) -> None:
 
     index = torch.cuda.current_device() if device.index is None else device.index
     with cupy.cuda.Device(index), cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream):
-        _kernel(launch.expression, index)((launch.blocks,), (launch.threads,), launch.arguments, shared_mem=launch.shared)
+        _kernel(launch.expression, index)(
+            (launch.blocks,), (launch.threads,), launch.arguments, shared_mem=launch.shared
+        )
 
 
 def neuron_forward(

@@ -8,13 +8,13 @@
 
 #define __global__
 #define __shared__
-#define __align__(n) alignas(n)
-#define __launch_bounds__(n)
+#define __align__(n) __attribute__((aligned(n)))
+#define __launch_bounds__(...)
 
 struct Index { unsigned x, y, z; };
 static Index blockIdx, threadIdx, blockDim, gridDim;
 
-alignas(16) unsigned char shared_memory[1 << 17];
+__attribute__((aligned(16))) unsigned char shared_memory[1 << 17];
 
 namespace fibers {
 
