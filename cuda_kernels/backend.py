@@ -138,6 +138,11 @@ def _why_not_cpu(device: torch.device) -> str | None:
     return None
 
 
+@functools.cache  # read once: a look at the environment costs a microsecond, and this is asked at every call
+def _wanted() -> str:
+    return _setting("SPIKING_BACKEND", "auto", BACKENDS)
+
+
 _CPU = Choice("cpu", {"cuda": "the tensors are on cpu", "reference": "it is slower"})
 
 
@@ -146,9 +151,9 @@ def choose(device: torch.device) -> Choice:
 
     Errors: SpikingError where SPIKING_BACKEND asks for one that cannot run here.
     """
-    wanted = _setting("SPIKING_BACKEND", "auto", BACKENDS)
+    wanted = _wanted()
     if wanted == "auto" and device.type == "cpu" and compiled() is not None:
-        return _CPU  # the common case, asked at every call
+        return _CPU
     reasons = {"cpu": _why_not_cpu(device), "cuda": _why_not_cuda(device), "reference": None}
     if wanted != "auto":
         reason = reasons[wanted]

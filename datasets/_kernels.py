@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import math
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from spiking.datasets import _plain
+
 from spiking.errors import SpikingError
 
 
@@ -20,6 +22,13 @@ def _module() -> Any:
 
 
 _compiled = _module()
+_HOME = os.getpid()
+
+
+def _allowed(threads: int) -> int:
+    """`threads`, but one in a forked child: OpenMP's threads did not come along, and waiting for them would never end."""
+    return min(threads, 256) if os.getpid() == _HOME else 1
+
 
 FAULTS = ("", "cut", "backwards", "outside", "span", "empty")  # the numbers of Fault in decode.h
 
@@ -89,9 +98,9 @@ def decode_sources(
     total = int(words.sum())
     arrays = np.empty(total, np.int32), np.empty(total, np.int16), np.empty(total, np.int16), np.empty(total, np.uint8)
     if isinstance(sources, Packed):
-        _compiled.decode_buffer(*sources, width, height, *arrays, status, threads)
+        _compiled.decode_buffer(*sources, width, height, *arrays, status, _allowed(threads))
     else:
-        _compiled.decode_list(sources, width, height, *arrays, status, threads)
+        _compiled.decode_list(sources, width, height, *arrays, status, _allowed(threads))
     events = status[:, 0]
     if (events != words).any():  # overflow words left gaps at the ends
         kept = np.concatenate([s + np.arange(n) for s, n in zip(np.cumsum(words) - words, events, strict=True)])
@@ -144,7 +153,7 @@ def frames_from_sources(
             channels,
             out,
             status,
-            threads,
+            _allowed(threads),
         )
         return status
     out[...] = 0
@@ -180,6 +189,7 @@ def frames_from_arrays(
     out: np.ndarray,
     *,
     affine: np.ndarray | None = None,
+    warp: np.ndarray | None = None,
     time_major: bool = False,
     threads: int = 1,
 ) -> np.ndarray:
@@ -189,8 +199,9 @@ def frames_from_arrays(
     if _compiled is not None:
         bins, by_events, _, _, window, clip = framing
         _compiled.frames_ragged(
-            *arrays, offsets, indices, bins, by_events, window, affine, clip, time_major, *sensor, width, height,
-            channels, out, status, threads,
+            *arrays, offsets, indices, bins, by_events, window, affine, warp,
+            0 if warp is None else warp.shape[-1], clip, time_major, *sensor, width, height,
+            channels, out, status, _allowed(threads),
         )  # fmt: skip
         return status
     out[...] = 0
@@ -202,8 +213,15 @@ def frames_from_arrays(
             status[i] = FAULTS.index("outside")
             continue
         frames, m = out[:, i] if time_major else out[i], None if affine is None else affine[i]
+        field = None if warp is None else warp[i]
         _plain.frames_of(
-            (t, x, y, p), frames, by_events=framing.by_events, window=framing.window, affine=m, clip=framing.clip
+            (t, x, y, p),
+            frames,
+            by_events=framing.by_events,
+            window=framing.window,
+            affine=m,
+            warp=field,
+            clip=framing.clip,
         )
     return status
 
@@ -224,8 +242,7 @@ def add_slices(
 
 def check_room(shape: tuple[int, ...], where: str) -> None:
     """Refuse a result that no machine of ours holds, before anything is allocated."""
-    size = int(np.prod([int(n) for n in shape], dtype=object))
-    if size > 1 << 33:
+    if math.prod(shape) > 1 << 33:
         raise SpikingError(
             f"{where}: got settings that make an array of shape {list(shape)}; expected at most 2^33 values. "
             "Use fewer or longer bins."

@@ -56,10 +56,24 @@ def tonic_slices(t: np.ndarray, bins: int, by_events: bool, overlap: float) -> t
     return np.searchsorted(t, edges), np.searchsorted(t, edges + width)
 
 
-def mapped(affine: np.ndarray, x: np.ndarray, y: np.ndarray, width: int, height: int) -> tuple[np.ndarray, ...]:
-    """Nearest pixel (u, v) of each event under the 2×3 map, and whether it lies inside width × height."""
-    u = np.floor(affine[0, 0] * x + affine[0, 1] * y + affine[0, 2] + 0.5)
-    v = np.floor(affine[1, 0] * x + affine[1, 1] * y + affine[1, 2] + 0.5)
+def mapped(
+    affine: np.ndarray, warp: np.ndarray | None, x: np.ndarray, y: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, ...]:
+    """Nearest pixel (u, v) of each event under the 2×3 map and the warp [2, K, K], and whether it lies inside width × height."""
+    u = affine[0, 0] * x + affine[0, 1] * y + affine[0, 2]
+    v = affine[1, 0] * x + affine[1, 1] * y + affine[1, 2]
+    if warp is not None:
+        knots = warp.shape[1]
+        gx = np.clip(u, 0, max(width - 1, 1)) / max(width - 1, 1) * (knots - 1)
+        gy = np.clip(v, 0, max(height - 1, 1)) / max(height - 1, 1) * (knots - 1)
+        i, j = np.minimum(gx.astype(np.int64), knots - 2), np.minimum(gy.astype(np.int64), knots - 2)
+        fx, fy = gx - i, gy - j
+        du, dv = (
+            (f[j, i] * (1 - fx) + f[j, i + 1] * fx) * (1 - fy) + (f[j + 1, i] * (1 - fx) + f[j + 1, i + 1] * fx) * fy
+            for f in warp
+        )
+        u, v = u + du, v + dv
+    u, v = np.floor(u + 0.5), np.floor(v + 0.5)
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
     return np.where(inside, u, 0).astype(np.int64), np.where(inside, v, 0).astype(np.int64), inside
 
@@ -98,6 +112,7 @@ def frames_of(
     by_events: bool = False,
     window: Window = None,
     affine: np.ndarray | None = None,
+    warp: np.ndarray | None = None,
     clip: bool = False,
 ) -> None:
     """Count one recording into frames [T, P, H, W] by the default rule: every event (of the window) once."""
@@ -109,5 +124,5 @@ def frames_of(
     if affine is None:
         add_events(frames, index, x, y, p, clip)
         return
-    u, v, inside = mapped(affine, x, y, frames.shape[3], frames.shape[2])
+    u, v, inside = mapped(affine, warp, x, y, frames.shape[3], frames.shape[2])
     add_events(frames, np.where(inside, index, -1), u, v, p, clip)

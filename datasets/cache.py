@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from spiking.datasets._kernels import Packed
 
 MAGIC = b"spiking recordings 1\n"

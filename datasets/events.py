@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from spiking.datasets import _kernels
+
 from spiking.errors import SpikingError
 
 WORD = 5  # bytes an event
@@ -87,7 +87,9 @@ class Events:
                 raise SpikingError(f'Events: got field "{index}"; expected "t", "x", "y" or "p".')
             return getattr(self, index)
         if isinstance(index, (int, np.integer)):
-            index = slice(index, None if index == -1 else index + 1)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"event {index} of {len(self)}")
+            index = slice(index % len(self), index % len(self) + 1)
         return _trusted(self.t[index], self.x[index], self.y[index], self.p[index], self.sensor_size)
 
     def __eq__(self, other: object) -> bool:

@@ -14,11 +14,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-
 from spiking.datasets import _kernels
 from spiking.datasets._kernels import Framing
 from spiking.datasets.events import Events, Sensor, sensor
 from spiking.datasets.ragged import explain, output, positive, sources, window
+
 from spiking.errors import SpikingError
 
 RULES = ("time_bins", "time_window", "event_count", "event_bins")
@@ -120,6 +120,11 @@ class ToFrames:
         return Framing(bins, self.event_bins is not None, tonic, float(self.overlap), limits, self.clip)
 
     @cached_property
+    def size(self) -> Sensor | None:
+        """(width, height, polarities), None where the events have to say."""
+        return None if self.sensor_size is None else sensor(self.sensor_size, "ToFrames")
+
+    @cached_property
     def out_dtype(self) -> np.dtype:
         return np.dtype(np.int16 if self.compat == "tonic" else self.dtype or np.int32)
 
@@ -144,8 +149,8 @@ class ToFrames:
         return frames
 
     def _sensor(self, events: Events) -> Sensor:
-        if self.sensor_size is not None:
-            return sensor(self.sensor_size, "ToFrames")
+        if self.size is not None:
+            return self.size
         if events.sensor_size is not None:
             return events.sensor_size
         if self.compat == "tonic" and len(events):
@@ -242,19 +247,19 @@ def frames_many(
     (1, 2, 2, 34, 34)
     """
     framing = to_frames.framing
-    if framing is None or to_frames.sensor_size is None:
+    size = to_frames.size
+    if framing is None or size is None:
         raise SpikingError(
             f"frames_many: got {to_frames}; expected time_bins (start_time and end_time both or neither) or "
             "event_bins, and sensor_size. Apply other rules to one recording at a time."
         )
-    size = sensor(to_frames.sensor_size, "ToFrames")
     loaded, name = sources(recordings)
     shape = (framing.bins, len(loaded)) if time_major else (len(loaded), framing.bins)
     frames = output((*shape, *size[::-1]), to_frames.out_dtype, out, "frames_many")
     if frames.dtype != to_frames.out_dtype:
         raise SpikingError(f"frames_many: out: got {frames.dtype}; expected {to_frames.out_dtype}.")
     faults = _kernels.frames_from_sources(loaded, framing, frames, time_major, threads)
-    if faults.any():
+    if np.count_nonzero(faults):
         i = int(np.argmax(faults != 0))
         raise explain(loaded[i], int(faults[i]), name(i), size)
     return frames

@@ -12,8 +12,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-
 from spiking.datasets.events import read_bytes
+
 from spiking.errors import SpikingError
 
 NAMES = {True: "train", False: "t10k"}

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from spiking.datasets import _kernels
 from spiking.datasets.cache import Stored, cache_root, key_of, load_or_build, pack
 from spiking.datasets.events import decode_bin, encode_bin, read_bytes
 from spiking.datasets.recordings import HOW_TO_GET, RecordingSet
+
 from spiking.errors import SpikingError
 
 FORMAT = 1  # of the cached content; part of the key

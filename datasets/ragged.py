@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-
 from spiking.datasets import _kernels
 from spiking.datasets._kernels import FAULTS, Framing, Packed, Sources
 from spiking.datasets.events import Events, Sensor, _trusted, decode_bin, read_bytes, sensor
+
 from spiking.errors import SpikingError
 
 
@@ -143,6 +143,7 @@ class RaggedEvents:
         *,
         time_bins: int,
         affine: Any = None,
+        warp: Any = None,
         t_window: tuple[int, int] | None = None,
         out_size: tuple[int, int] | None = None,
         dtype: Any = np.float32,
@@ -157,12 +158,13 @@ class RaggedEvents:
 
             (x', y') = A·(x, y, 1), rounded to the nearest pixel;   frames[n, bin(t), p, y', x'] += 1
 
-        affine: A as [2, 3] for all or [N, 2, 3]; events that it sends outside are dropped.  t_window: (start, end) in
-        µs, both included, else first to last event; events outside are dropped.  Bins have equal width, the last one
-        is closed at both sides; `by_events` gives every bin the same number of events instead.  out_size: (width,
-        height), else the sensor's.  clip: at most one event a pixel and bin.  merge_polarity: P = 1.  time_major: [T,
-        N, P, H, W]. dtype: float32, int32 or int16 (wraps above 32,767).  threads: over recordings.  out: an array to
-        fill, else a new one.
+        affine: A as [2, 3] for all or [N, 2, 3]; events that it sends outside are dropped.  warp: [N, 2, K, K]
+        displacements in pixels, added after the map: (Δx', Δy') at K×K knots spread evenly over the frame, bilinear
+        between them.  t_window: (start, end) in µs, both included, else first to last event; events outside are dropped.
+        Bins have equal width, the last one is closed at both sides; `by_events` gives every bin the same number of
+        events instead.  out_size: (width, height), else the sensor's.  clip: at most one event a pixel and bin.
+        merge_polarity: P = 1.  time_major: [T, N, P, H, W]. dtype: float32, int32 or int16 (wraps above 32,767).
+        threads: over recordings.  out: an array to fill, else a new one.
         Errors: SpikingError for a wrong shape of `affine` or `out`, an empty window, a wrong index.
         Oracle: datasets/_plain.py::frames_of.
         """
@@ -180,7 +182,16 @@ class RaggedEvents:
                     f"expected [2, 3] or [{len(which)}, 2, 3]."
                 )
             maps = np.ascontiguousarray(np.broadcast_to(maps, (len(which), 2, 3)))
-        elif to_width < width or to_height < height:
+        field = None
+        if warp is not None:
+            field = np.ascontiguousarray(warp, np.float64)
+            knots = field.shape[-1] if field.ndim == 4 else 0
+            if maps is None or knots < 2 or field.shape != (len(which), 2, knots, knots):
+                raise SpikingError(
+                    f"RaggedEvents.frames: warp: got shape {list(field.shape)}; expected [{len(which)}, 2, K, K] with K >= 2, "
+                    "beside an affine map."
+                )
+        if maps is None and (to_width < width or to_height < height):
             raise SpikingError(
                 f"RaggedEvents.frames: out_size: got {to_width}×{to_height} for a sensor of {width}×{height}; "
                 "expected at least that. Give an affine map that shrinks."
@@ -192,9 +203,9 @@ class RaggedEvents:
         )
         status = _kernels.frames_from_arrays(
             self.arrays, self.offsets, which, framing, (width, height), frames,
-            affine=maps, time_major=time_major, threads=threads,
+            affine=maps, warp=field, time_major=time_major, threads=threads,
         )  # fmt: skip
-        if status.any():
+        if np.count_nonzero(status):
             i = int(which[np.argmax(status != 0)])
             self[i].check(f"recording {i}")
         return frames
@@ -270,7 +281,7 @@ def decode_many(
     size = sensor(sensor_size, "decode_many")
     loaded, name = sources(recordings)
     arrays, events, faults = _kernels.decode_sources(loaded, size[0], size[1], threads)
-    if faults.any():
+    if np.count_nonzero(faults):
         i = int(np.argmax(faults != 0))
         raise explain(loaded[i], int(faults[i]), name(i), size)
     return RaggedEvents(*arrays, np.concatenate([[0], np.cumsum(events)]), size, labels)

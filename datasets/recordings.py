@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-
 from spiking.datasets.cache import Stored
 from spiking.datasets.events import Events, Sensor, _trusted, decode_bin
 from spiking.datasets.ragged import RaggedEvents, decode_many

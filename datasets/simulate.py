@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from spiking.datasets.cache import Stored, cache_root, key_of, load_or_build, pack
 from spiking.datasets.events import Events, encode_bin
 from spiking.datasets.idx import find_idx, read_idx
 from spiking.datasets.recordings import HOW_TO_GET, SACCADE, RecordingSet
+
 from spiking.errors import SpikingError
 
 FORMAT = 1  # rises when the same settings give other recordings; part of the cache key

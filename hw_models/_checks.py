@@ -44,8 +44,10 @@ def _weights(found: Estimate, operand_class: str) -> list[LayerTrace]:
 def _analogue_inside(found: Estimate) -> Iterator[str]:
     for row in _weights(found, "analogue"):
         if not _encodes(row, found.trace):
-            yield (f"{row.name} gets analogue values, not spikes: it is priced as {row.dense:,} dense MACs per step; "
-                   "a count of events times the price of an addition would be wrong here.")  # fmt: skip
+            yield (
+                f"{row.name} gets analogue values, not spikes: it is priced as {row.dense:,} dense MACs per step; "
+                "a count of events times the price of an addition would be wrong here."
+            )
 
 
 def _direct_coding(found: Estimate) -> Iterator[str]:
@@ -96,14 +98,18 @@ def _dropped(found: Estimate) -> Iterator[str]:
     share = sum(missing.values()) / whole.energy.nominal if whole.energy.nominal else 0.0
     if share > DROPPED_SHARE:
         worst = max(missing, key=lambda name: missing[name])
-        yield (f"{share:.0%} of the operations' energy is dropped (biases, neuron updates, normalisation, pooling); "
-               f"most of it at {worst}.")  # fmt: skip
+        yield (
+            f"{share:.0%} of the operations' energy is dropped (biases, neuron updates, normalisation, pooling); "
+            f"most of it at {worst}."
+        )
 
 
 def _no_memory(found: Estimate) -> Iterator[str]:
     if found.accounting != "with-memory":
-        yield ("memory traffic (weights, accumulators, membranes, events) is not included; "
-               "the accounting with-memory adds it.")  # fmt: skip
+        yield (
+            "memory traffic (weights, accumulators, membranes, events) is not included; "
+            "the accounting with-memory adds it."
+        )
 
 
 def _batch_norm(found: Estimate) -> Iterator[str]:

@@ -19,10 +19,10 @@ from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
-
-from spiking.errors import SpikingError
 from spiking.hw_models._checks import EnergyWarning, check
 from spiking.hw_models.hardware import Constant, Hardware, load
+
+from spiking.errors import SpikingError
 from spiking.trace import EventTrace, LayerTrace
 
 ACCOUNTINGS = ("published", "operations", "with-memory")
@@ -59,11 +59,11 @@ class Interval(NamedTuple):
 
 
 class Term(NamedTuple):
-    """count · price joules per sample. `follows` names the per-sample figure of the layer that the count scales with."""
+    """amount · price joules per sample; `follows` names the layer's per-sample figure that the amount scales with."""
 
     layer: str
     source: str
-    count: float
+    amount: float
     price: Interval
     group: str
     follows: str = ""
@@ -97,8 +97,8 @@ class Estimate:
     the constants that were used, `latency` seconds per sample or None where the hardware file gives no step time.
     """
 
-    trace: EventTrace
-    hardware: Hardware
+    trace: EventTrace = field(repr=False)
+    hardware: Hardware = field(repr=False)
     precision: str
     accounting: str
     energy: Interval
@@ -106,10 +106,10 @@ class Estimate:
     ratio: Interval
     sampling: Interval
     ratio_sampling: Interval
-    per_layer: list[LayerEnergy]
+    per_layer: list[LayerEnergy] = field(repr=False)
     by_source: dict[str, float]
-    warnings: list[EnergyWarning]
-    constants: list[Constant]
+    warnings: list[EnergyWarning] = field(repr=False)
+    constants: list[Constant] = field(repr=False)
     accuracy: float | None = None
     latency: float | None = None
     ann_steps: int = 1
@@ -121,7 +121,9 @@ class Estimate:
         """The answer in one line: the ratio, both intervals, and the number of warnings."""
         r, s = self.ratio, self.ratio_sampling
         constants = f"{r.low:.3g}–{r.high:.3g} over the constants" if r.known else "constants without a known interval"
-        inputs = f"{s.low:.3g}–{s.high:.3g} over {self.trace.n_samples} samples" if self.trace.n_samples > 1 else "1 sample"
+        inputs = (
+            f"{s.low:.3g}–{s.high:.3g} over {self.trace.n_samples} samples" if self.trace.n_samples > 1 else "1 sample"
+        )
         n = len(self.warnings)
         return f"SNN/ANN energy {r.nominal:.3g} ({constants}; {inputs}); {n} warning{'s' * (n != 1)}"
 
@@ -267,8 +269,9 @@ class Prices:
         Between the sizes of the source the price follows a power law; above the largest one the word is in DRAM.
         """
         access, group = self._access(capacity)
-        return Interval(bits / 64 * access.low, math.ceil(bits / 32) / 2 * access.nominal,
-                        math.ceil(bits / 64) * access.high), group  # fmt: skip
+        return Interval(
+            bits / 64 * access.low, math.ceil(bits / 32) / 2 * access.nominal, math.ceil(bits / 64) * access.high
+        ), group
 
     def _access(self, capacity: float) -> tuple[Interval, str]:
         kib = capacity / 1024
@@ -285,8 +288,9 @@ class Prices:
         def between(a: float, b: float) -> float:
             return a * (b / a) ** x
 
-        return Interval(between(below.low, above.low), between(below.value, above.value),
-                        between(below.high, above.high)), small.group  # fmt: skip
+        return Interval(
+            between(below.low, above.low), between(below.value, above.value), between(below.high, above.high)
+        ), small.group
 
     def event_bit(self) -> tuple[Interval, str]:
         """Price and group of one bit through an event queue of at most 8 KiB."""
@@ -303,12 +307,19 @@ def neuron_ops(row: LayerTrace) -> tuple[float, float, float, float, int]:
     kind = str(facts.get("type", row.module))
     ops = facts.get("ops")
     if isinstance(ops, dict):
-        return (float(ops.get("mul", 0)), float(ops.get("add", 0)), float(ops.get("cmp", 0)),
-                float(ops.get("reset_add", 0)), int(facts.get("state_vars", 1)))  # fmt: skip
+        return (
+            float(ops.get("mul", 0)),
+            float(ops.get("add", 0)),
+            float(ops.get("cmp", 0)),
+            float(ops.get("reset_add", 0)),
+            int(facts.get("state_vars", 1)),
+        )
     if kind not in _NEURON_OPS:
         known = ", ".join(_NEURON_OPS)
-        raise SpikingError(f"estimate: layer {row.name}: got a neuron of type {kind} without its operations; expected "
-                           f"one of {known}, or describe() with ops.")  # fmt: skip
+        raise SpikingError(
+            f"estimate: layer {row.name}: got a neuron of type {kind} without its operations; expected "
+            f"one of {known}, or describe() with ops."
+        )
     mul, add, cmp, per_spike, words = _NEURON_OPS[kind]
     return mul, add, cmp, per_spike + (facts.get("reset") == "subtract"), int(facts.get("state_vars", words))
 
@@ -323,7 +334,7 @@ def _snn_terms(trace: EventTrace, prices: Prices, accounting: str, reuse_static:
             if accounting == "with-memory":
                 terms = [*terms, *_memory(row, prices, reuse_static)]
         for term in terms:
-            yield term._replace(count=term.count * per_sample)
+            yield term._replace(amount=term.amount * per_sample)
 
 
 def _published(row: LayerTrace, prices: Prices) -> list[Term]:
@@ -350,7 +361,7 @@ def _operations(row: LayerTrace, prices: Prices, reuse_static: bool) -> list[Ter
         *_macs(row.name, "compute", mac, prices, "mac"),
         _adds(row.name, "compute", c["bias_adds"] + c["add_ops"] + c["pool_adds"] + extra, prices, ""),
     ]
-    return [term for term in terms if term.count]
+    return [term for term in terms if term.amount]
 
 
 def _work(row: LayerTrace, reuse_static: bool) -> tuple[int, int, int]:
@@ -445,7 +456,7 @@ def _leakage(steps: int, prices: Prices) -> list[Term]:
 def total(terms: Iterable[Term]) -> Interval:
     """Sum of the terms, with all constants at their low, nominal and high values."""
     terms = list(terms)
-    return Interval(*(math.fsum(t.count * t.price[i] for t in terms) for i in range(3)))
+    return Interval(*(math.fsum(t.amount * t.price[i] for t in terms) for i in range(3)))
 
 
 def ratio_of(a: Sequence[Term], b: Sequence[Term]) -> Interval:
@@ -460,7 +471,7 @@ def ratio_of(a: Sequence[Term], b: Sequence[Term]) -> Interval:
     def by_group(terms: Sequence[Term]) -> np.ndarray:
         sums = np.zeros((len(groups), 3))
         for t in terms:
-            sums[groups.index(t.group)] += t.count * np.asarray(t.price)
+            sums[groups.index(t.group)] += t.amount * np.asarray(t.price)
         return sums
 
     top, bottom = by_group(a), by_group(b)
@@ -492,7 +503,7 @@ def sample_energies(trace: EventTrace, terms: Sequence[Term]) -> np.ndarray:
     rows = {row.name: row for row in trace.layers}
     energies = np.zeros(trace.n_samples)
     for term in terms:
-        joules = term.count * term.price.nominal
+        joules = term.amount * term.price.nominal
         figure = np.zeros(0)
         if term.follows:
             row = rows[term.layer]

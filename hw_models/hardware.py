@@ -97,7 +97,9 @@ class Hardware:
         """
         if name not in self.constants:
             known = ", ".join(self.constants)
-            raise SpikingError(f"{self.path}: constant {name!r} is missing; the file has: {known}. Add it with a source.")
+            raise SpikingError(
+                f"{self.path}: constant {name!r} is missing; the file has: {known}. Add it with a source."
+            )
         return self.constants[name]
 
 
@@ -126,7 +128,9 @@ def load(hardware: str | PathLike[str] | Hardware) -> Hardware:
         names = available()
         if text not in names:
             near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names
-            raise SpikingError(f"hardware: got {text!r}; expected a .toml file or a known chip, such as {', '.join(near)}.")
+            raise SpikingError(
+                f"hardware: got {text!r}; expected a .toml file or a known chip, such as {', '.join(near)}."
+            )
         path = _CHIPS / f"{text}.toml"
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -140,8 +144,10 @@ def load(hardware: str | PathLike[str] | Hardware) -> Hardware:
 def _parse(data: dict[str, Any], path: str) -> Hardware:
     for key, kind in (("name", str), ("node_nm", (int, float)), ("voltage", (int, float)), ("constant", list)):
         if not isinstance(data.get(key), kind):
-            raise SpikingError(f"{path}: got {key}={data.get(key)!r}; every hardware file states name, node_nm, voltage "
-                               "and [[constant]] tables.")  # fmt: skip
+            raise SpikingError(
+                f"{path}: got {key}={data.get(key)!r}; every hardware file states name, node_nm, voltage "
+                "and [[constant]] tables."
+            )
     sources = {str(key): str(text).strip() for key, text in data.get("sources", {}).items()}
     constants: dict[str, Constant] = {}
     for entry in data["constant"]:
@@ -178,12 +184,15 @@ def _constant(entry: dict[str, Any], path: str, sources: dict[str, str]) -> Cons
         raise SpikingError(f"{where}: the constant has no source; expected the key of an entry in [sources].")
     for key in (source, *entry.get("bounds", ())):
         if key not in sources:
-            raise SpikingError(f"{where}: got source {key!r}; expected a key of [sources]: {', '.join(sources) or 'none'}.")
+            raise SpikingError(
+                f"{where}: got source {key!r}; expected a key of [sources]: {', '.join(sources) or 'none'}."
+            )
     mark = entry.get("mark")
     if mark not in MARKS:
         raise SpikingError(f"{where}: got mark {mark!r}; expected {', '.join(f'{k} ({v})' for k, v in MARKS.items())}.")
-    value = entry.get("value")
-    low, high = entry.get("low", value), entry.get("high", value)
+    value: Any = entry.get("value")
+    low: Any = entry.get("low", value)
+    high: Any = entry.get("high", value)
     for what, number in (("value", value), ("low", low), ("high", high)):
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number <= 0:
             raise SpikingError(f"{where}: got {what}={number!r}; expected a finite number above 0.")

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from spiking.errors import SpikingError
 from spiking.hw_models.energy import ACCOUNTINGS, SOURCES, Estimate, Interval, reprice, si
 from spiking.hw_models.hardware import MARKS
+
+from spiking.errors import SpikingError
 from spiking.trace import EventTrace, Recording
 
 if TYPE_CHECKING:
@@ -222,6 +222,10 @@ def _assumptions(estimates: Sequence[Estimate]) -> list[str]:
         "Low and high are bounds over the intervals of all constants; both networks use the same constants. "
         "The interval over samples is a bootstrap (5–95 %, 1000 resamples) with nominal constants.",
     ]
+    text.append(
+        "In the accounting with-memory every operation moves its weight and its accumulator, without reuse, in both "
+        "networks; spikes move as addresses through a queue, activations of the ANN as words."
+    )
     if trace.recurrent:
         text.append("The model is recurrent, so the equal ANN is charged for every step, too.")
     for e in estimates:
@@ -284,6 +288,7 @@ def _render(
     return environment.get_template("report.html.j2").render(
         doc=content,
         first=first,
+        accuracy=None if any(k.lower() == "accuracy" for k in content["facts"]) else first["accuracy"],
         chart=ratio_chart(first["accountings"]),
         layers=_layer_bars(first),
         sources=[s for s in SOURCES if first["by_source_J"].get(s)],
@@ -426,7 +431,8 @@ def _still(recording: Recording) -> str:
     picture = _channels(np.nan_to_num(np.asarray(recording.input, np.float64)))
     strips = {name: s for name, s in recording.spikes.items() if np.asarray(s).reshape(len(s), -1).shape[1]}
     figure = Figure(figsize=(7.0, 1.2 + 1.3 * max(len(strips), 1)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 2))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 2))
+    left, right = halves
     ax = left.add_subplot()
     if picture is not None:
         ax.imshow(plot.frame_pictures(picture.sum(0, keepdims=True))[0], interpolation="nearest")
@@ -458,8 +464,10 @@ def _data_url(image: Figure | bytes | str | PathLike[str], caption: str) -> str:
         image.savefig(buffer, format="png", dpi=110)
         data = buffer.getvalue()
     else:
-        raise SpikingError(f"report: figure {caption!r}: got {type(image).__name__}; expected a matplotlib figure, PNG "
-                           "bytes or a file.")  # fmt: skip
+        raise SpikingError(
+            f"report: figure {caption!r}: got {type(image).__name__}; expected a matplotlib figure, PNG "
+            "bytes or a file."
+        )
     for magic, kind in _IMAGES.items():
         if data.startswith(magic):
             return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
@@ -492,7 +500,7 @@ def table(found: Estimate) -> Table:
     for row in found.per_layer:
         neuron = row.kind == "neuron"
         out.add_row(
-            Text(_printable(row.name)),
+            Text(printable(row.name)),
             row.operand_class,
             "" if neuron else si(row.syn, ""),
             "" if neuron else si(row.mac, ""),
@@ -504,6 +512,6 @@ def table(found: Estimate) -> Table:
     return out
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text without control characters, which a terminal would obey."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", text)

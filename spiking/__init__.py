@@ -5,10 +5,25 @@
 [0.0, 0.0, 1.0, 0.0]
 """
 
+import importlib
 from importlib.metadata import version
+from types import ModuleType
 
-from . import functional, surrogate
+from . import encode, functional, loss, surrogate
 from .errors import SpikingError
+from .layer import (
+    AvgPool2d,
+    BatchNorm1d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    Sequential,
+    TDBatchNorm1d,
+    TDBatchNorm2d,
+)
 from .neuron import IF, LIF, AdaptiveLIF, CuBaLIF, Neuron, ParametricLIF, Recurrent
 from .trace import EventTrace, record
 
@@ -17,14 +32,36 @@ __all__ = [
     "IF",
     "LIF",
     "AdaptiveLIF",
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv2d",
     "CuBaLIF",
+    "Dropout",
     "EventTrace",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
     "Neuron",
     "ParametricLIF",
     "Recurrent",
+    "Sequential",
     "SpikingError",
+    "TDBatchNorm1d",
+    "TDBatchNorm2d",
     "__version__",
+    "encode",
     "functional",
+    "loss",
     "record",
     "surrogate",
 ]
+
+# Loaded at their first use (spiking.models.NMNISTNet), because they import optional or slow packages.
+_LATER = ("benchmarks", "checkpoint", "convert", "datasets", "hw_models", "models", "plot", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATER:
+        return importlib.import_module(f"spiking.{name}")
+    raise AttributeError(f"module 'spiking' has no attribute {name!r}")

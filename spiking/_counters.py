@@ -8,8 +8,9 @@ built once, as the adjoint of the layer with all weights one, and counting is a 
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ CLASSES = ("binary", "ternary", "scaled_binary", "scaled_ternary", "graded", "an
 MAX_LEVELS = 32
 _EXACT = 2**24  # integers below this are exact in float32, and so are sums of them that stay below it
 _LEVEL_TOLERANCE = 1e-3
+_BLOCK = 2**16  # elements that stay in the second-level cache between two looks at them
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
 
@@ -34,9 +36,12 @@ class Levels(NamedTuple):
 
     def join(self, other: Levels) -> Levels:
         """The levels of both together."""
+        if self == other or other == _NO_LEVELS:
+            return self
         if self.magnitudes is None or other.magnitudes is None:
-            return Levels(None, self.signed or other.signed)
-        return Levels(_cluster(self.magnitudes + other.magnitudes), self.signed or other.signed)
+            return Levels(None)
+        magnitudes = _cluster(self.magnitudes + other.magnitudes)
+        return Levels(magnitudes, magnitudes is not None and (self.signed or other.signed))
 
     def classify(self) -> tuple[str, float]:
         """(class, scale): every value is an integer multiple of the scale unless the class is "analogue"."""
@@ -68,7 +73,11 @@ class OperandCounts(NamedTuple):
     repeated: bool  # bit-identical in all steps, of which there are at least two
 
 
-def connections(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...], weight: Tensor) -> Tensor:
+_NO_LEVELS = Levels()
+_SPIKES = Levels((1.0,))
+
+
+def connections(layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...], weight: Tensor) -> Tensor:
     """Connections of each input element [numel(in_shape)], int64, counting the non-zero entries of `weight`.
 
     `weight` is the layer's own, or ones of its shape for weights stored densely. Shapes are those of one sample.
@@ -83,10 +92,11 @@ def connections(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[in
     return adjoint.round().long().flatten()
 
 
-def _convolve(layer: nn.Module, x: Tensor, weight: Tensor, out_shape: tuple[int, ...]) -> Tensor:
+def _convolve(layer: Any, x: Tensor, weight: Tensor, out_shape: tuple[int, ...]) -> Tensor:
     for kind in _CONVOLUTIONS:
         if isinstance(layer, kind):
-            return kind._conv_forward(layer, x, weight, None)  # type: ignore[arg-type]
+            forward: Any = kind._conv_forward
+            return forward(layer, x, weight, None)
     dims = len(out_shape) - 1
     # output_padding may come from the call's output_size, so it is read off the shapes
     extra = [
@@ -106,13 +116,13 @@ def layer_kind(layer: nn.Module) -> str | None:
     for dims, kind in enumerate(_CONVOLUTIONS, 1):
         if isinstance(layer, kind):
             return f"conv{dims}d"
-    for kind, dims in _TRANSPOSED.items():
-        if isinstance(layer, kind):
+    for transposed, dims in _TRANSPOSED.items():
+        if isinstance(layer, transposed):
             return f"convtranspose{dims}d"
     return None
 
 
-def padded_macs(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
+def padded_macs(layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
     """Multiplications that conventional FLOP counters report for one sample: padding counted as if it were input."""
     if isinstance(layer, nn.Linear):
         return math.prod(in_shape) * layer.out_features
@@ -122,7 +132,7 @@ def padded_macs(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[in
     return math.prod(in_shape) * (layer.out_channels // layer.groups) * kernel
 
 
-def pool_windows(pool: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[Tensor, int]:
+def pool_windows(pool: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """(windows that contain each input element [numel(in_shape)], elements of one window summed over all outputs)."""
     dims = len(in_shape) - 1
     per_axis = []
@@ -153,32 +163,45 @@ def _axis(value: int | tuple[int, ...], d: int) -> int:
     return value[d] if isinstance(value, tuple | list) else value
 
 
-class Scratch:
-    """Buffers that live as long as a recording: fresh memory costs more here than the counting itself."""
+def count_equal(x: Tensor, *values: float) -> int:
+    """Elements of x that equal one of the values, which differ."""
+    if x.is_cuda or x.dtype not in (torch.float32, torch.float64):
+        return sum(int((x == value).sum()) for value in values)
+    flat = x.contiguous().view(-1).numpy()
+    hits = np.empty(min(flat.size, _BLOCK), np.bool_)
+    wanted = [flat.dtype.type(value) for value in values]
+    found = 0
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        for value in wanted:
+            found += int(np.count_nonzero(np.equal(block, value, out=hits[: block.size])))
+    return found
 
-    def __init__(self) -> None:
-        self._mask = torch.empty(0, dtype=torch.bool)
 
-    def nonzero(self, x: Tensor) -> Tensor:
-        """Mask of the non-zero elements of x, in a buffer that the next call overwrites."""
-        if self._mask.numel() < x.numel() or self._mask.device != x.device:
-            with torch.inference_mode(False):
-                self._mask = torch.empty(x.numel(), dtype=torch.bool, device=x.device)
-        mask = self._mask[: x.numel()].view(x.shape)
-        return torch.ne(x, 0, out=mask)
-
-
-def count_nonzero_per_step(x: Tensor, scratch: Scratch) -> np.ndarray:
+def count_nonzero_per_step(x: Tensor) -> np.ndarray:
     """Non-zero elements of x [T, ...] in each step, int64 [T]."""
-    mask = scratch.nonzero(x).reshape(x.shape[0], -1)
-    if mask.is_cuda:
-        return mask.sum(1).cpu().numpy()
-    return np.array([np.count_nonzero(row) for row in mask.numpy()], dtype=np.int64)
+    return np.array([step.numel() - count_equal(step, 0.0) for step in x], np.int64)
 
 
-def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, scratch: Scratch) -> OperandCounts:
+def count_windows(x: Tensor, windows: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(non-zeros, windows that they reach) of an input [T, B, *] of a pooling layer, int64 [T] each."""
+    reach = windows.numpy()
+    nnz, reached = [], []
+    for step in x.detach().cpu().float():
+        zero = step.contiguous().view(-1).numpy() == 0
+        n_zero = int(np.count_nonzero(zero))
+        nnz.append(zero.size - n_zero)
+        if 2 * n_zero < zero.size:  # sums run over the rarer kind
+            reached.append(x.shape[1] * int(reach.sum()) - int(reach[np.flatnonzero(zero) % reach.size].sum()))
+        else:
+            reached.append(int(reach[np.flatnonzero(~zero) % reach.size].sum()))
+    return np.array(nnz, np.int64), np.array(reached, np.int64)
+
+
+def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts | None = None) -> OperandCounts:
     """Count an operand [T, B, *] against the fan-out of its elements.
 
+    `known` are counts of the same values, made when they left their neurons: then only the products are new.
     Raises FloatingPointError if x holds NaN or Inf; the caller knows the layer's name.
     """
     x = x.detach()
@@ -186,7 +209,7 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, scratch: Scratch) -> 
         x = x.float()
     steps, batch = x.shape[:2]
     if steps > 1 and x.stride(0) == 0:  # one step expanded over time: direct coding
-        one = count_operand(x[:1], fan, fan_eff, scratch)
+        one = count_operand(x[:1], fan, fan_eff)
         return OperandCounts(
             one.nnz.repeat(steps, 0),
             one.abs_sum.repeat(steps),
@@ -197,17 +220,21 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, scratch: Scratch) -> 
             True,
         )
     flat = x.reshape(steps * batch, -1)
+    if known is not None and all(levels in (_NO_LEVELS, _SPIKES) for levels in known.levels):
+        syn = _product(flat, fan)
+        syn_eff = syn if fan_eff is fan else _product(flat, fan_eff)
+        return known._replace(syn=syn.reshape(steps, batch), syn_eff=syn_eff.reshape(steps, batch).sum(1))
     row_sum = flat.sum(1, dtype=torch.float64 if flat.shape[1] >= _EXACT else None)
-    if _is_binary(flat, row_sum):
+    if count_equal(flat, 0.0, 1.0) == flat.numel():
         counted, nnz, abs_rows = flat, row_sum, row_sum.double()
         sums = row_sum.reshape(steps, batch).sum(1).tolist()
-        levels = [Levels((1.0,)) if s else Levels() for s in sums]
+        levels = [_SPIKES if s else _NO_LEVELS for s in sums]
     else:
         abs_rows = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float64)
         if not bool(torch.isfinite(abs_rows).all()):
             raise FloatingPointError("the operand holds NaN or Inf")
         levels = [_levels(step) for step in x.reshape(steps, -1)]
-        counted = scratch.nonzero(flat).to(torch.float32)
+        counted = (flat != 0).to(torch.float32)
         nnz = counted.sum(1)
     syn = _product(counted, fan)
     syn_eff = syn if fan_eff is fan else _product(counted, fan_eff)
@@ -232,9 +259,11 @@ def _int(x: Tensor) -> np.ndarray:
 
 def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
     """mask [R, I] @ fan [I], exact: in slices whose sums stay below 2^24, or in float64 where products are rounded."""
+    total = int(fan.sum())
+    if total == 0:
+        return np.zeros(len(mask), np.int64)
     if mask.is_cuda or torch.get_float32_matmul_precision() != "highest":
         return _int(mask.double() @ fan.to(mask.device, torch.float64))
-    total = int(fan.sum())
     if total < _EXACT:
         return _int(mask @ fan.to(mask.dtype))
     bounds = [0]
@@ -245,39 +274,29 @@ def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
             bounds.append(i)
             spent = running[i - 1]
     bounds.append(len(running))
-    parts = [_int(mask[:, a:b] @ fan[a:b].to(mask.dtype)) for a, b in zip(bounds, bounds[1:])]
+    parts = [_int(mask[:, a:b] @ fan[a:b].to(mask.dtype)) for a, b in itertools.pairwise(bounds)]
     return np.sum(parts, axis=0)
 
 
-def _is_binary(flat: Tensor, row_sum: Tensor) -> bool:
-    """True if every element is 0 or 1: no sign, mantissa or large exponent bit anywhere, and Σx = Σx²."""
-    if flat.is_cuda:
-        return bool(((flat == 0) | (flat == 1)).all())
-    one = 0x3F800000 if flat.dtype == torch.float32 else 0x3FF0000000000000
-    bits = flat.numpy().view(np.int32 if flat.dtype == torch.float32 else np.int64)
-    if int(np.bitwise_or.reduce(bits, axis=None)) not in (0, one):
-        return False
-    return bool(torch.equal(torch.linalg.vecdot(flat, flat).to(row_sum.dtype), row_sum))
-
-
 def _levels(step: Tensor) -> Levels:
-    """The levels of one step, flat."""
-    nonzero = step[step != 0].double()
-    if nonzero.numel() == 0:
-        return Levels()
-    low, high = (float(v) for v in nonzero.aminmax())
-    signed = low < 0
-    magnitude = nonzero.abs()
-    smallest, largest = float(magnitude.min()), max(-low, high)
-    if largest > (MAX_LEVELS + 0.5) * smallest:
-        return Levels(None, signed)
-    relative = magnitude / smallest
-    # A look at a few values settles most analogue operands; sorting all of them is slow.
-    if torch.unique(relative[:4096].round(decimals=4)).numel() > MAX_LEVELS:
-        return Levels(None, signed)
-    found = torch.unique(magnitude).numpy(force=True)
-    magnitudes = _cluster(tuple(found.tolist())) if found.size <= 4096 else None
-    return Levels(magnitudes, signed)
+    """The levels of one step."""
+    flat = step.reshape(-1)
+    # A look at a few values settles most analogue operands; looking at all of them is slow.
+    for part in (flat[:8192], flat):
+        nonzero = part[part != 0].double()
+        if nonzero.numel() == 0:
+            continue
+        magnitude = nonzero.abs()
+        smallest, largest = (float(v) for v in magnitude.aminmax())
+        if largest > (MAX_LEVELS + 0.5) * smallest:
+            return Levels(None)
+        found = torch.unique(magnitude)
+        if torch.unique((found / smallest).round(decimals=4)).numel() > MAX_LEVELS:
+            return Levels(None)
+        if part is flat or flat.numel() <= 8192:
+            magnitudes = _cluster(tuple(found.tolist()))
+            return Levels(magnitudes, magnitudes is not None and bool((nonzero < 0).any()))
+    return Levels()
 
 
 def _cluster(magnitudes: tuple[float, ...]) -> tuple[float, ...] | None:

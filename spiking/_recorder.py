@@ -63,6 +63,7 @@ class Producer(NamedTuple):
     storage: StorageWeakRef
     version: int
     numel: int
+    counts: OperandCounts | None = None
 
 
 class Recorder:
@@ -87,8 +88,8 @@ class Recorder:
             software=_versions(),
         )
         self._handles: list[Any] = []
-        self._scratch = counters.Scratch()
         self._fans: dict[tuple[str, tuple[int, ...]], tuple[int, Fans]] = {}
+        self._windows: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._consumers: dict[str, set[str]] = {}
         self._reset()
 
@@ -124,14 +125,14 @@ class Recorder:
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._reset()
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        if x is None or x.ndim == 0:
-            raise SpikingError(f"record: {type(model).__name__} was called without a tensor; expected [T, B, …].")
+        if x is None or x.ndim == 0 or x.layout != torch.strided:
+            raise SpikingError(f"record: {type(model).__name__} was called without a dense tensor; expected [T, B, …].")
         self._input = x.detach()
         self._produced(x, INPUT)
         steps = self.stated_steps
         if steps is None:
             time_first = x.is_floating_point() or x.ndim != 2  # token indices [B, T] are the exception
-            self._steps, self._batch = (_first_two(x) if time_first else (x.shape[1], x.shape[0]))
+            self._steps, self._batch = _first_two(x) if time_first else (x.shape[1], x.shape[0])
         else:
             self._steps = steps
             self._batch = x.shape[1] if x.ndim > 1 and x.shape[0] == steps and x.is_floating_point() else x.shape[0]
@@ -209,19 +210,19 @@ class Recorder:
 
     # who made a tensor, who reads it
 
-    def _produced(self, x: Any, name: str) -> None:
-        if isinstance(x, Tensor) and x.layout == torch.strided:
-            storage = x.untyped_storage()
-            self._producers[storage._cdata] = Producer(name, StorageWeakRef(storage), _version(x), x.numel())
+    def _produced(self, x: Tensor, name: str, counts: OperandCounts | None = None) -> None:
+        storage = x.untyped_storage()
+        self._producers[storage._cdata] = Producer(name, StorageWeakRef(storage), _version(x), x.numel(), counts)
 
-    def _reads(self, x: Tensor, row: LayerTrace) -> None:
+    def _reads(self, x: Tensor, row: LayerTrace) -> OperandCounts | None:
+        """Note who made x; return its counts if they were made when it left its neurons."""
         found = self._producers.get(x.untyped_storage()._cdata)
-        same = found is not None and not found.storage.expired() and found.version == _version(x)
-        name = found.name if found is not None and same and found.numel == x.numel() else ""
-        if name:
-            self._consumers.setdefault(name, set()).add(row.name)
-            if not row.operand_of:
-                row.operand_of = (name,)
+        if found is None or found.storage.expired() or found.version != _version(x) or found.numel != x.numel():
+            return None
+        self._consumers.setdefault(found.name, set()).add(row.name)
+        if not row.operand_of:
+            row.operand_of = (found.name,)
+        return found.counts
 
     # shapes
 
@@ -261,7 +262,7 @@ class Recorder:
 
     # layers
 
-    def weights(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    def weights(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a linear or convolutional layer."""
         kind = counters.layer_kind(layer)
         dims = 1 if kind == "linear" else len(layer.weight.shape) - 1
@@ -273,7 +274,7 @@ class Recorder:
     def operand(
         self,
         name: str,
-        layer: nn.Module,
+        layer: Any,
         seq: Tensor,
         out_shape: tuple[int, ...],
         source: Tensor | None = None,
@@ -286,13 +287,15 @@ class Recorder:
             name, len(seq), lambda key: self._weight_row(key, layer, in_shape, out_shape, fans, config)
         )
         row = done.row
-        if source is not None:
-            self._reads(source, row)
+        known = None if source is None else self._reads(source, row)
+        if known is not None and (not seq.is_contiguous() or known.nnz.shape != seq.shape[:2]):
+            known = None  # the same values in another order
         try:
-            counts = counters.count_operand(seq, fans.stored, fans.nonzero, self._scratch)
+            counts = counters.count_operand(seq, fans.stored, fans.nonzero, known)
         except FloatingPointError as err:
-            raise SpikingError(f"record: layer {name}: {err}; expected finite values. Find the layer before it that "
-                               "makes them.") from err  # fmt: skip
+            raise SpikingError(
+                f"record: layer {name}: {err}; expected finite values. Find the layer before it that makes them."
+            ) from err
         self._add_operand(done, steps, counts, seq)
         if row.bias:
             row.counts["bias_adds"][steps] += row.n_outputs * self._batch
@@ -314,7 +317,7 @@ class Recorder:
                 done.first = seq[0].clone()
             done.repeated = torch.equal(done.first, seq[0])
 
-    def _fan(self, name: str, layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
+    def _fan(self, name: str, layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
         version = _version(layer.weight)
         key = (name, in_shape)
         if key not in self._fans or self._fans[key][0] != version:
@@ -331,7 +334,7 @@ class Recorder:
     def _weight_row(
         self,
         name: str,
-        layer: nn.Module,
+        layer: Any,
         in_shape: tuple[int, ...],
         out_shape: tuple[int, ...],
         fans: Fans,
@@ -362,15 +365,15 @@ class Recorder:
             fan_out=fans.stored.numpy(),
         )
 
-    def neuron(self, name: str, layer: nn.Module, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
+    def neuron(self, name: str, layer: Any, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
         """One call of a neuron layer, [T, B, *] → [T, B, *]; `before` are the spikes that precede a recurrent one."""
         current, spikes = x.detach(), y.detach()
         steps_here, batch = _first_two(current)
         fits = batch == self._batch and steps_here <= self._steps
         if not fits and self._passes:
             raise SpikingError(
-                f"record: layer {name}: got an input of shape {list(x.shape)}; expected [T, B, …] with T={self._steps}, "
-                f"B={self._batch}. If the model's input has no time axis, pass steps=T."
+                f"record: layer {name}: got an input of shape {list(x.shape)}; expected [T, B, …] with "
+                f"T={self._steps}, B={self._batch}. If the model's input has no time axis, pass steps=T."
             )
         if not fits:
             self._steps, self._batch = steps_here, batch
@@ -380,7 +383,8 @@ class Recorder:
             first = torch.zeros_like(spikes[:1]) if before is None else before.detach().unsqueeze(0)
             previous = torch.cat([first, spikes[:-1]])
             self.operand(f"{name}.recurrent", recurrent, previous, shape, recurrent=True)
-            current = current + nn.functional.linear(previous, recurrent.weight, recurrent.bias)
+            weight, bias = (None if p is None else p.to(current.dtype) for p in (recurrent.weight, recurrent.bias))
+            current = current + nn.functional.linear(previous.to(current.dtype), weight, bias)
             layer = layer.neuron if isinstance(getattr(layer, "neuron", None), nn.Module) else layer
         done, steps = self.start(
             name,
@@ -401,16 +405,18 @@ class Recorder:
         self._reads(x, row)
         none = torch.zeros(math.prod(shape), dtype=torch.int64)
         try:
-            counts = counters.count_operand(spikes, none, none, self._scratch)
+            counts = counters.count_operand(spikes, none, none)
         except FloatingPointError as err:
-            raise SpikingError(f"record: layer {name}: the neurons emit NaN or Inf; expected spikes. Its input or its "
-                               "parameters hold NaN.") from err  # fmt: skip
+            raise SpikingError(
+                f"record: layer {name}: the neurons emit NaN or Inf; expected spikes. Its input or its "
+                "parameters hold NaN."
+            ) from err
         spiking = counters.Levels()
         for levels in counts.levels:
             spiking = spiking.join(levels)
         row.counts["in_numel"][steps] += math.prod(current.shape[1:])
         row.counts["updates"][steps] += math.prod(spikes.shape[1:])
-        row.counts["updates_active"][steps] += counters.count_nonzero_per_step(current, self._scratch)
+        row.counts["updates_active"][steps] += counters.count_nonzero_per_step(current)
         row.counts["out_nnz"][steps] += counts.nnz.sum(1)
         if spiking.classify()[0] == "analogue":
             row.neuron["output"] = "membrane"  # a readout that emits its potential does not spike
@@ -421,14 +427,17 @@ class Recorder:
         missing = self.keep_spikes - len(self.trace.recordings)
         if missing > 0:
             self._kept.setdefault(row.name, []).append(spikes[:, :missing].cpu().clone())
-        self._produced(y, row.name)
+        self._produced(y, row.name, counts if y.is_contiguous() else None)
 
-    def pool(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    def pool(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of an average or maximum pooling."""
         dims = pool_dims(layer)
         seq = self.sequence(x.detach(), name, dims + 1)
         in_shape, out_shape = tuple(seq.shape[2:]), tuple(y.shape[-dims - 1 :])
-        windows, reached = counters.pool_windows(layer, in_shape, out_shape)
+        key = (name, in_shape)
+        if key not in self._windows:
+            self._windows[key] = counters.pool_windows(layer, in_shape, out_shape)
+        windows, reached = self._windows[key]
         average = "avg" in type(layer).__name__.lower()
         done, steps = self.start(
             name,
@@ -447,14 +456,14 @@ class Recorder:
         self._reads(x, row)
         row.counts["in_numel"][steps] += math.prod(seq.shape[1:])
         if average:
-            counts = counters.count_operand(seq, windows, windows, self._scratch)
-            row.counts["in_nnz"][steps] += counts.nnz.sum(1)
-            row.counts["pool_adds"][steps] += counts.syn.sum(1)
+            nnz, reached_windows = counters.count_windows(seq, windows)
+            row.counts["in_nnz"][steps] += nnz
+            row.counts["pool_adds"][steps] += reached_windows
         else:
             row.counts["pool_cmps"][steps] += row.config["dense_ops"] * self._batch
         self._produced(y, row.name)
 
-    def norm(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    def norm(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a normalisation."""
         seq = self.sequence(x.detach(), name, 1)
         shape = tuple(seq.shape[2:])
@@ -503,7 +512,9 @@ def _observer(module: nn.Module) -> Observe | None:
         return Recorder.neuron
     if pool_dims(module):
         return Recorder.pool
-    if isinstance(module, _BATCH_NORMS + _OTHER_NORMS) or re.search(r"(Batch|Layer|Group|RMS)Norm", type(module).__name__):
+    if isinstance(module, _BATCH_NORMS + _OTHER_NORMS) or re.search(
+        r"(Batch|Layer|Group|RMS)Norm", type(module).__name__
+    ):
         return Recorder.norm
     return None
 
@@ -512,7 +523,8 @@ def is_neuron(module: nn.Module) -> bool:
     """True for a spiking neuron, which says so itself through `describe()`, and for a recurrent layer of such."""
     if recurrent_weights(module) is not None and isinstance(getattr(module, "neuron", None), nn.Module):
         return True
-    return callable(getattr(module, "describe", None)) and "state_vars" in module.describe()
+    says: Any = getattr(module, "describe", None)
+    return callable(says) and "state_vars" in says()
 
 
 def recurrent_weights(module: nn.Module) -> nn.Linear | None:
@@ -521,7 +533,7 @@ def recurrent_weights(module: nn.Module) -> nn.Linear | None:
     return found if isinstance(found, nn.Linear) else None
 
 
-def describe(layer: nn.Module) -> dict[str, Any]:
+def describe(layer: Any) -> dict[str, Any]:
     """What a neuron says about itself, in plain numbers and strings."""
     return {key: _plain(value) for key, value in layer.describe().items()}
 
@@ -549,7 +561,8 @@ def _hook(observe: Observe, recorder: Recorder, name: str) -> Callable[..., None
         if x is None or not isinstance(y, Tensor):
             raise SpikingError(f"record: layer {name} was called without tensors; expected one in and one out.")
         label = name or type(module).__name__
-        with torch.no_grad():
+        # counts are products of float32: a lower precision chosen for the model must not reach them
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if observe is Recorder.neuron:
                 state = next((v for v in (*args, *kwargs.values()) if hasattr(v, "spikes")), None)
                 recorder.neuron(label, module, x, y, None if state is None else state.spikes)

@@ -14,11 +14,12 @@ import numpy as np
 
 from spiking._counters import CLASSES, Levels
 from spiking.errors import SpikingError
-from spiking.trace import COUNTERS, EventTrace, LayerTrace, Recording
+from spiking.trace import COUNTERS, OTHER_KINDS, WEIGHT_KINDS, EventTrace, LayerTrace, Recording
 
 FORMAT = "spiking-trace"
 SCHEMA = "1.0"
 _STATIC = ("params", "w_nnz", "w_abs_mean", "w_abs_max", "dense", "dense_padded")
+_MAX_BYTES = 2**30
 _FLAGS = ("bias", "train_mode", "repeated_input")
 _ARRAYS = ("in_abs_sum", "spike_count", "fan_out", "syn_sample", "updates_sample", "spikes_sample")
 _USED = {  # counters a kind of layer has; the others are zero and not stored
@@ -65,7 +66,7 @@ def _write(file: h5py.File, trace: EventTrace) -> None:
             "dtype": trace.dtype,
             "device": trace.device,
             "merged_from": json.dumps(trace.merged_from),
-            "units": json.dumps({name: "1" for name in (*COUNTERS, *_ARRAYS)}),
+            "units": json.dumps(dict.fromkeys((*COUNTERS, *_ARRAYS), "1")),
         }
     )
     names = [layer.name for layer in trace.layers]
@@ -141,7 +142,7 @@ def load(path: str | PathLike[str]) -> EventTrace:
             trace = _read(file)
     except SpikingError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as err:
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise SpikingError(f"{where}: this is not a readable trace ({reason}). Record it again.") from err
     for layer in trace.layers:
@@ -184,9 +185,9 @@ def _read(file: h5py.File) -> EventTrace:
         group = file["recordings"][key]
         trace.recordings.append(
             Recording(
-                group["input"][()],
-                {names[int(i)]: group["spikes"][i][()] for i in sorted(group.get("spikes", {}))},
-                group["output"][()] if "output" in group else None,
+                _values(group, "input"),
+                {names[int(i)]: _values(group["spikes"], i) for i in sorted(group.get("spikes", {}))},
+                _values(group, "output") if "output" in group else None,
                 str(group.attrs["label"]),
                 tuple(json.loads(group.attrs["classes"])),
                 str(group.attrs["note"]),
@@ -202,7 +203,16 @@ def _read_layer(group: h5py.Group, n_steps: int) -> LayerTrace:
     fields |= {name: bool(a[name]) for name in _FLAGS}
     fields |= {name: tuple(int(n) for n in a[name]) for name in ("in_shape", "out_shape", "weight_shape")}
     fields |= {name: json.loads(a[name]) for name in ("config", "neuron")}
-    fields |= {name: group[name][()] for name in _ARRAYS}
+    fields |= {name: _values(group, name) for name in _ARRAYS}
+    if fields["kind"] not in (*WEIGHT_KINDS, *OTHER_KINDS):
+        raise ValueError(f"layer {fields['name']} is of an unknown kind {fields['kind']}")
+    if group["in_numel"].shape != (n_steps,):
+        raise ValueError(f"layer {fields['name']} has not {n_steps} steps")
+    if not isinstance(fields["config"], dict) or not isinstance(fields["neuron"], dict):
+        raise ValueError(f"layer {fields['name']} has no readable description")
+    for op, number in dict(fields["neuron"].get("ops", {})).items():
+        if not 0 <= float(number) < 1e6:
+            raise ValueError(f"layer {fields['name']} needs {number} of the operation {op}")
     layer = LayerTrace(
         **fields,
         n_steps=n_steps,
@@ -213,8 +223,16 @@ def _read_layer(group: h5py.Group, n_steps: int) -> LayerTrace:
         layer.levels_step = [_unpack_levels(text) for text in json.loads(a["levels_step"])]
     for name in COUNTERS:
         if name in group:
-            layer.counts[name] = group[name][()]
+            layer.counts[name] = _values(group, name)
     return layer
+
+
+def _values(group: h5py.Group, name: str) -> np.ndarray:
+    """A dataset's values; its size is looked at first, since a small file may claim a huge one."""
+    dataset = group[name]
+    if dataset.nbytes > _MAX_BYTES:
+        raise ValueError(f"{dataset.name} claims {dataset.nbytes} bytes")
+    return dataset[()]
 
 
 def _check_layer(layer: LayerTrace, trace: EventTrace, where: str) -> None:
@@ -242,6 +260,8 @@ def _check_layer(layer: LayerTrace, trace: EventTrace, where: str) -> None:
     if layer.kind == "neuron" and layer.spike_count.sum() != c["spikes"].sum():
         refuse(f"got {layer.spike_count.sum()} spikes over neurons and {c['spikes'].sum()} over steps")
     if layer.is_weight_layer and int(layer.spike_count @ layer.fan_out) != c["syn"].sum():
-        refuse(f"got {int(layer.spike_count @ layer.fan_out)} synaptic operations by fan-out and {c['syn'].sum()} by step")
+        refuse(
+            f"got {int(layer.spike_count @ layer.fan_out)} synaptic operations by fan-out and {c['syn'].sum()} by step"
+        )
     if len(layer.syn_sample) not in (0, trace.n_samples):
         refuse(f"got figures of {len(layer.syn_sample)} samples of {trace.n_samples}")

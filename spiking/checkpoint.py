@@ -10,6 +10,7 @@ crash or on a full disk, the path holds the previous checkpoint or the new one, 
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -54,8 +55,8 @@ def identity(model: nn.Module) -> dict[str, Any]:
     kind = type(model)
     found: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
     config = getattr(model, "config", None)
-    if hasattr(config, "__dataclass_fields__"):
-        found["config"] = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        found["config"] = dataclasses.asdict(config)
     return json.loads(json.dumps(found, default=str))
 
 
@@ -115,7 +116,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         kept = "The previous one is untouched. " if target.exists() else ""
-        advice = "Free some space" if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Choose another folder"
+        advice = (
+            "Free some space" if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Choose another folder"
+        )
         raise SpikingError(
             f"{target}: cannot write {len(content)} bytes: {err.strerror or err}. {kept}{advice} and go on with --resume."
         ) from err
@@ -192,7 +195,7 @@ def _header(path: Path, text: str) -> dict[str, Any]:
         raise SpikingError(
             f"{path}: got checkpoint format {version}; this version of spiking reads up to {FORMAT_VERSION}. Update spiking."
         )
-    wanted = {"model": dict, "state": dict, "average": bool, "optimizer": (dict, type(None))}
+    wanted: dict[str, Any] = {"model": dict, "state": dict, "average": bool, "optimizer": (dict, type(None))}
     for name, kind in wanted.items():
         if not isinstance(header.get(name), kind):
             raise SpikingError(f'{path}: header entry "{name}" is missing or of the wrong kind; the file is damaged.')

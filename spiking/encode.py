@@ -35,7 +35,9 @@ def _check_bins(where: str, time_bins: int) -> None:
 def _check_unit(where: str, x: Tensor) -> None:
     if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
         low, high = x.min().item(), x.max().item()
-        raise SpikingError(f"{where}.x: got values from {low:g} to {high:g}; expected 0 <= x <= 1. Scale the input first.")
+        raise SpikingError(
+            f"{where}.x: got values from {low:g} to {high:g}; expected 0 <= x <= 1. Scale the input first."
+        )
 
 
 def direct(x: Tensor, time_bins: int) -> Tensor:

@@ -248,6 +248,8 @@ def check_beta(where: str, name: str, beta: float | Tensor) -> None:
 
 def check_threshold(where: str, threshold: float | Tensor) -> None:
     """Raise SpikingError unless every threshold is finite and positive."""
+    if isinstance(threshold, (int, float)) and 0 < threshold < math.inf:
+        return
     values = torch.as_tensor(threshold)
     if not bool((values.isfinite() & (values > 0)).all()):
         raise SpikingError(f"{where}.threshold: got {values.min().item()}; expected finite numbers > 0.")

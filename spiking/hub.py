@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from spiking.checkpoint import _compare_tensors, write_atomically
@@ -58,7 +58,19 @@ class HubModel(PyTorchModelHubMixin):
 
         assert isinstance(self, nn.Module)
         weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.state_dict().items()}
-        write_atomically(save_directory / constants.SAFETENSORS_SINGLE_FILE, to_bytes(weights, metadata={"format": "pt"}))
+        write_atomically(
+            save_directory / constants.SAFETENSORS_SINGLE_FILE, to_bytes(weights, metadata={"format": "pt"})
+        )
+
+    @classmethod
+    def from_pretrained(cls: type[M], pretrained_model_name_or_path: str | Path, **options: Any) -> M:
+        """The model saved in a folder, or published under a name on the hub; options as in huggingface_hub's mixin."""
+        name = str(pretrained_model_name_or_path)
+        try:
+            return super().from_pretrained(name, **options)
+        except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as err:
+            reason = " ".join(str(err).split())
+            raise SpikingError(f"{name}: no such folder, and not to be had from the hub ({reason}).") from err
 
     @classmethod
     def _from_pretrained(
@@ -80,22 +92,21 @@ class HubModel(PyTorchModelHubMixin):
         if os.path.isdir(model_id):
             file = Path(model_id) / constants.SAFETENSORS_SINGLE_FILE
             if not file.is_file():
-                raise SpikingError(f"{model_id}: there is no {file.name} here; expected a folder made by save_pretrained.")
-        else:
-            try:
-                file = Path(
-                    hf_hub_download(
-                        repo_id=model_id,
-                        filename=constants.SAFETENSORS_SINGLE_FILE,
-                        revision=revision,
-                        cache_dir=cache_dir,
-                        force_download=force_download,
-                        local_files_only=local_files_only,
-                        token=token,
-                    )
+                raise SpikingError(
+                    f"{model_id}: there is no {file.name} here; expected a folder made by save_pretrained."
                 )
-            except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as err:
-                raise SpikingError(f"{model_id}: no such folder, and not to be had from the hub ({err}).") from err
+        else:
+            file = Path(
+                hf_hub_download(
+                    repo_id=model_id,
+                    filename=constants.SAFETENSORS_SINGLE_FILE,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
         model = cls(**model_kwargs)
         assert isinstance(model, nn.Module)
         try:

@@ -308,6 +308,7 @@ class Sequential(nn.Sequential):
     def step(self, x_t: Tensor, state: tuple[Any, ...] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
         x = x_t
         after: list[Any] = []
+        layer: Any
         for (name, layer), before in zip(self.named_children(), self._states(state), strict=True):
             try:
                 if hasattr(layer, "step"):

@@ -23,7 +23,7 @@ def _check(where: str, x: Tensor, labels: Tensor) -> None:
         raise SpikingError(f"{where}.labels: got shape {list(labels.shape)}; expected [{x.shape[1]}], one a sample.")
     if labels.is_floating_point():
         raise SpikingError(f"{where}.labels: got dtype {labels.dtype}; expected class numbers (int64).")
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < x.shape[2]):
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < x.shape[2]):
         raise SpikingError(
             f"{where}.labels: got classes {int(labels.min())} to {int(labels.max())}; expected 0 to {x.shape[2] - 1}, "
             "one an output neuron."

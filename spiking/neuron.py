@@ -93,7 +93,7 @@ class Neuron(nn.Module):
     def _rows(self, state: NeuronState, x: Tensor) -> Tensor:
         if not isinstance(state, self.state_type):
             raise SpikingError(
-                f"{type(self).__name__}: got a state of type {type(state).__name__}; expected the {self.state_type.__name__} that step returns."
+                f"{type(self).__name__}: got a state of type {type(state).__name__}; expected {self.state_type.__name__}."
             )
         rows = [row for row in state if row is not None]
         if len(rows) == self.rule.n_states - 1 and self.rule.refractory:

@@ -1,7 +1,7 @@
 """Figures of spikes, membranes, event frames and results.
 
 Every function draws into the `ax` it is given, or into a new figure, and returns what it drew into; nothing touches
-pyplot's global state, so it works in threads, servers and notebooks alike. Save with `raster(spikes).figure.savefig(…)`.
+pyplot's global state, so it works in threads, servers and notebooks. Save with `raster(spikes).figure.savefig(…)`.
 Tensors and arrays are taken alike.
 """
 
@@ -77,11 +77,13 @@ def membrane(
         ax.axhline(threshold, color=GREY, linestyle="--", linewidth=1.0)
         top = max(top, threshold)
     if spikes is not None:
-        s = _array(spikes, "membrane", 1).reshape(len(potential), -1) if np.size(spikes) == potential.size else None
-        if s is None:
+        s = _array(spikes, "membrane", 1)
+        if s.size != potential.size:
             raise SpikingError(f"membrane: got spikes of shape {list(np.shape(spikes))}; expected {list(np.shape(v))}.")
-        for neuron, row in enumerate(s.T):
-            ax.plot(time[row != 0], np.full(int((row != 0).sum()), top * 1.08), "|", color=f"C{neuron % 10}", markersize=9)
+        for neuron, row in enumerate(s.reshape(len(potential), -1).T):
+            ax.plot(
+                time[row != 0], np.full(int((row != 0).sum()), top * 1.08), "|", color=f"C{neuron % 10}", markersize=9
+            )
     ax.set(xlabel="time step" if dt is None else "time (ms)", ylabel="membrane potential")
     return ax
 
@@ -122,7 +124,9 @@ def frame_pictures(x: Any) -> np.ndarray:
     if f.ndim == 3:
         f = f[:, None]
     if f.ndim != 4 or f.shape[1] not in (1, 2):
-        raise SpikingError(f"frames: got shape {list(np.shape(x))}; expected [T, C, H, W] with C = 1 or 2, or [T, H, W].")
+        raise SpikingError(
+            f"frames: got shape {list(np.shape(x))}; expected [T, C, H, W] with C = 1 or 2, or [T, H, W]."
+        )
     if f.shape[1] == 1:
         f = np.stack([np.maximum(-f[:, 0], 0), np.maximum(f[:, 0], 0)], 1)
     largest = float(np.nanmax(f)) if f.size else 0.0
@@ -160,7 +164,9 @@ def animation(
     for name, values in (spikes or {}).items():
         s = _array(values, "animation", 2)
         if len(s) != steps:
-            raise SpikingError(f"animation: layer {name}: got {len(s)} time steps; expected {steps}, as the frames have.")
+            raise SpikingError(
+                f"animation: layer {name}: got {len(s)} time steps; expected {steps}, as the frames have."
+            )
         strips.append(_raster_picture(s.reshape(steps, -1), width))
     shots = []
     for t in range(steps):

@@ -41,6 +41,7 @@ COUNTERS = (
 )
 """Counters of a layer: int64, one value per time step, summed over the samples."""
 
+OTHER_KINDS = ("neuron", "avgpool", "maxpool", "norm", "add")
 WEIGHT_KINDS = (
     "linear",
     "conv1d",
@@ -82,18 +83,18 @@ class LayerTrace:
     train_mode: bool = False
     repeated_input: bool = False
     levels: Levels = field(default_factory=Levels)
-    levels_step: list[Levels] = field(default_factory=list)
-    counts: dict[str, np.ndarray] = field(default_factory=dict)
-    in_abs_sum: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    spike_count: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    fan_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    syn_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    updates_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    spikes_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    levels_step: list[Levels] = field(default_factory=list, repr=False)
+    counts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    in_abs_sum: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    spike_count: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    fan_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    syn_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    updates_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    spikes_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
 
     def __post_init__(self) -> None:
-        for name in COUNTERS:
-            self.counts.setdefault(name, np.zeros(self.n_steps, np.int64))
+        zeros = np.zeros((len(COUNTERS), self.n_steps), np.int64)
+        self.counts = {name: self.counts.get(name, zeros[i]) for i, name in enumerate(COUNTERS)}
         if self.in_abs_sum.size == 0:
             self.in_abs_sum = np.zeros(self.n_steps)
         if not self.levels_step:
@@ -223,8 +224,8 @@ class EventTrace:
 
     n_steps: int = 0
     n_samples: int = 0
-    layers: list[LayerTrace] = field(default_factory=list)
-    recordings: list[Recording] = field(default_factory=list)
+    layers: list[LayerTrace] = field(default_factory=list, repr=False)
+    recordings: list[Recording] = field(default_factory=list, repr=False)
     model_name: str = ""
     model_hash: str = ""
     data_id: str = ""
@@ -290,11 +291,14 @@ class EventTrace:
                 ours, theirs = getattr(whole, what), getattr(other, what)
                 if ours != theirs:
                     raise SpikingError(f"EventTrace.merge: got {what} {ours} and {theirs}; expected one and the same.")
-            ours, theirs = ([(row.name, row.kind, row.in_shape, row.out_shape) for row in t.layers]
-                            for t in (whole, other))  # fmt: skip
+            ours, theirs = (
+                [(row.name, row.kind, row.in_shape, row.out_shape) for row in t.layers] for t in (whole, other)
+            )
             if ours != theirs:
                 differing = next((a, b) for a, b in zip([*ours, None], [*theirs, None]) if a != b)
-                raise SpikingError(f"EventTrace.merge: got layers {differing[0]} and {differing[1]}; expected the same.")
+                raise SpikingError(
+                    f"EventTrace.merge: got layers {differing[0]} and {differing[1]}; expected the same."
+                )
             for mine, more in zip(whole.layers, other.layers):
                 join_layer(mine, more)
             whole.n_samples += other.n_samples
@@ -305,8 +309,9 @@ class EventTrace:
 
 def join_layer(mine: LayerTrace, more: LayerTrace) -> None:
     """Add the counters of `more` (other samples of the same layer) to `mine`."""
-    for name in COUNTERS:
-        mine.counts[name] = mine.counts[name] + more.counts[name]
+    for name, values in more.counts.items():
+        if values.any():
+            mine.counts[name] = mine.counts[name] + values
     mine.in_abs_sum = mine.in_abs_sum + more.in_abs_sum
     mine.spike_count = mine.spike_count + more.spike_count
     mine.levels = mine.levels.join(more.levels)

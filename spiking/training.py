@@ -585,7 +585,9 @@ def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:
             project_dir=None if run_dir is None else str(run_dir),
         )
     except (ImportError, ValueError) as err:
-        raise SpikingError(f"Trainer: cannot set up {config.device}, {config.mixed_precision}, {config.log_with}: {err}") from err
+        raise SpikingError(
+            f"Trainer: cannot set up {config.device}, {config.mixed_precision}, {config.log_with}: {err}"
+        ) from err
 
 
 def _flat(record: dict[str, Any]) -> dict[str, float]:

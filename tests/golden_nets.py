@@ -95,8 +95,15 @@ def _weights(layer: dict[str, Any], w: np.ndarray, b: np.ndarray | None) -> nn.M
         module: nn.Module = nn.Linear(w.shape[1], w.shape[0], bias=b is not None)
     else:
         c = layer["config"]
-        module = nn.Conv2d(w.shape[1] * c["groups"], w.shape[0], w.shape[2:], stride=c["stride"], padding=c["padding"],
-                           groups=c["groups"], bias=b is not None)  # fmt: skip
+        module = nn.Conv2d(
+            w.shape[1] * c["groups"],
+            w.shape[0],
+            w.shape[2:],
+            stride=c["stride"],
+            padding=c["padding"],
+            groups=c["groups"],
+            bias=b is not None,
+        )
     with torch.no_grad():
         module.weight.copy_(torch.tensor(w))
         if b is not None:

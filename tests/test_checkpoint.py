@@ -90,7 +90,9 @@ def test_the_file_holds_no_pickle_and_opens_with_safetensors_alone(file):
 def test_a_full_disk_keeps_the_previous_checkpoint(file):
     before = file.read_bytes()
     file.with_name(f".{file.name}.part").symlink_to("/dev/full")
-    with pytest.raises(SpikingError, match=r"last\.safetensors: cannot write \d+ bytes: No space left.*previous one is untouched"):
+    with pytest.raises(
+        SpikingError, match=r"last\.safetensors: cannot write \d+ bytes: No space left.*previous one is untouched"
+    ):
         save(file, *trained(seed=5))
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
@@ -148,7 +150,9 @@ def test_a_lying_header_length_is_refused_without_allocating(tmp_path):
 
 
 def test_another_models_checkpoint_is_refused(file):
-    with pytest.raises(SpikingError, match=r"last\.safetensors: got a checkpoint of .*Sequential; expected one of .*Linear\."):
+    with pytest.raises(
+        SpikingError, match=r"last\.safetensors: got a checkpoint of .*Sequential; expected one of .*Linear\."
+    ):
         ckpt.load(file, nn.Linear(2, 3))
 
 
@@ -180,21 +184,36 @@ def test_another_dtype_is_refused(file):
         ckpt.load(file, trained()[0].double())
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t, h: t.pop("model.0.bias"), r'model tensor "0\.bias" is missing'),
-    (lambda t, h: t.update({"model.9.bias": torch.zeros(1)}), r'model tensor "9\.bias" is unknown'),
-    (lambda t, h: t.update({"extra.x": torch.zeros(1)}), r'got tensor "extra\.x"; expected names starting with model'),
-    (lambda t, h: h.update(format_version=2), r"got checkpoint format 2; this version of spiking reads up to 1"),
-    (lambda t, h: h.pop("format_version"), r"the header is not that of a checkpoint"),
-    (lambda t, h: h.pop("state"), r'header entry "state" is missing'),
-    (lambda t, h: h["optimizer"].pop("state"), r"the optimizer state is damaged"),
-    (lambda t, h: h["optimizer"].update(param_groups=[]), r"optimizer groups hold \[\] parameters; this optimizer has \[6\]"),
-    (lambda t, h: h["optimizer"]["param_groups"][0].pop("betas"), r"the optimizer state has options \['betas'\]"),
-    (lambda t, h: t.update({"optimizer.0.exp_avg": torch.zeros(7)}), r'optimizer tensor "0\.exp_avg" has shape \[7\]'),
-    (lambda t, h: t.update({"optimizer.17.exp_avg": torch.zeros(7)}), r"optimizer state 17 belongs to none of the 6"),
-    (lambda t, h: t.update({"optimizer.x.exp_avg": torch.zeros(7)}), r"the optimizer state is damaged"),
-    (lambda t, h: h.update(optimizer=None), r"without optimizer state"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, h: t.pop("model.0.bias"), r'model tensor "0\.bias" is missing'),
+        (lambda t, h: t.update({"model.9.bias": torch.zeros(1)}), r'model tensor "9\.bias" is unknown'),
+        (
+            lambda t, h: t.update({"extra.x": torch.zeros(1)}),
+            r'got tensor "extra\.x"; expected names starting with model',
+        ),
+        (lambda t, h: h.update(format_version=2), r"got checkpoint format 2; this version of spiking reads up to 1"),
+        (lambda t, h: h.pop("format_version"), r"the header is not that of a checkpoint"),
+        (lambda t, h: h.pop("state"), r'header entry "state" is missing'),
+        (lambda t, h: h["optimizer"].pop("state"), r"the optimizer state is damaged"),
+        (
+            lambda t, h: h["optimizer"].update(param_groups=[]),
+            r"optimizer groups hold \[\] parameters; this optimizer has \[6\]",
+        ),
+        (lambda t, h: h["optimizer"]["param_groups"][0].pop("betas"), r"the optimizer state has options \['betas'\]"),
+        (
+            lambda t, h: t.update({"optimizer.0.exp_avg": torch.zeros(7)}),
+            r'optimizer tensor "0\.exp_avg" has shape \[7\]',
+        ),
+        (
+            lambda t, h: t.update({"optimizer.17.exp_avg": torch.zeros(7)}),
+            r"optimizer state 17 belongs to none of the 6",
+        ),
+        (lambda t, h: t.update({"optimizer.x.exp_avg": torch.zeros(7)}), r"the optimizer state is damaged"),
+        (lambda t, h: h.update(optimizer=None), r"without optimizer state"),
+    ],
+)
 def test_each_damage_is_named(file, change, message):
     from safetensors import safe_open
     from safetensors.torch import load_file

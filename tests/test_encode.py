@@ -30,7 +30,11 @@ def test_rate_is_the_value_and_repeats_with_its_generator():
     assert s[..., 3].sum() == 20000
 
 
-@given(x=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8), T=st.integers(1, 30), tau=st.sampled_from([None, 2.0, 5.0]))
+@given(
+    x=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8),
+    T=st.integers(1, 30),
+    tau=st.sampled_from([None, 2.0, 5.0]),
+)
 @settings(deadline=None, max_examples=60)
 def test_latency_fires_once_and_larger_values_never_later(x, T, tau):
     values = torch.tensor([x])
@@ -67,18 +71,21 @@ def test_readouts():
     assert encode.max_membrane(v).tolist() == [[0.75, -1.0]]
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: encode.direct(torch.zeros(1), 0), r"direct.time_bins: got 0"),
-    (lambda: encode.rate(torch.tensor([0.5, 1.5]), 3), r"rate.x: got values from 0.5 to 1.5; expected 0 <= x <= 1"),
-    (lambda: encode.rate(torch.tensor([math.nan]), 3), r"rate.x: got values from nan"),
-    (lambda: encode.latency(torch.tensor([-0.5]), 3), r"latency.x: got values from -0.5"),
-    (lambda: encode.latency(torch.tensor([0.5]), 3, tau=0.0), r"latency.tau: got 0.0"),
-    (lambda: encode.latency(torch.tensor([0.5]), 3, threshold=1.0), r"latency.threshold: got 1.0"),
-    (lambda: encode.delta(torch.zeros(3), 0.1), r"delta.x: got shape \[3\]"),
-    (lambda: encode.delta(torch.zeros(3, 1), 0.0), r"delta.threshold: got 0.0"),
-    (lambda: encode.spike_count(torch.zeros(3)), r"spike_count: got shape \[3\]"),
-    (lambda: encode.max_membrane(torch.zeros(0, 2)), r"max_membrane: got shape \[0, 2\]"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: encode.direct(torch.zeros(1), 0), r"direct.time_bins: got 0"),
+        (lambda: encode.rate(torch.tensor([0.5, 1.5]), 3), r"rate.x: got values from 0.5 to 1.5; expected 0 <= x <= 1"),
+        (lambda: encode.rate(torch.tensor([math.nan]), 3), r"rate.x: got values from nan"),
+        (lambda: encode.latency(torch.tensor([-0.5]), 3), r"latency.x: got values from -0.5"),
+        (lambda: encode.latency(torch.tensor([0.5]), 3, tau=0.0), r"latency.tau: got 0.0"),
+        (lambda: encode.latency(torch.tensor([0.5]), 3, threshold=1.0), r"latency.threshold: got 1.0"),
+        (lambda: encode.delta(torch.zeros(3), 0.1), r"delta.x: got shape \[3\]"),
+        (lambda: encode.delta(torch.zeros(3, 1), 0.0), r"delta.threshold: got 0.0"),
+        (lambda: encode.spike_count(torch.zeros(3)), r"spike_count: got shape \[3\]"),
+        (lambda: encode.max_membrane(torch.zeros(0, 2)), r"max_membrane: got shape \[0, 2\]"),
+    ],
+)
 def test_refusals_name_the_culprit(call, message):
     with pytest.raises(SpikingError, match=message):
         call()

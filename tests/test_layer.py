@@ -17,7 +17,9 @@ def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 IMAGE_LAYERS = [
-    pytest.param(lambda: (layer.Conv2d(2, 3, 3, padding=1, stride=2), nn.Conv2d(2, 3, 3, padding=1, stride=2)), id="conv"),
+    pytest.param(
+        lambda: (layer.Conv2d(2, 3, 3, padding=1, stride=2), nn.Conv2d(2, 3, 3, padding=1, stride=2)), id="conv"
+    ),
     pytest.param(lambda: (layer.AvgPool2d(2), nn.AvgPool2d(2)), id="avg-pool"),
     pytest.param(lambda: (layer.MaxPool2d(2), nn.MaxPool2d(2)), id="max-pool"),
 ]
@@ -69,10 +71,13 @@ def test_dropout_does_nothing_in_evaluation():
     assert layer.Dropout(0.9).eval()(x) is x
 
 
-@pytest.mark.parametrize(("kind", "shape", "axes"), [
-    (layer.BatchNorm1d, (6, 5, 3), (0, 1)),
-    (layer.BatchNorm2d, (6, 5, 3, 4, 2), (0, 1, 3, 4)),
-])
+@pytest.mark.parametrize(
+    ("kind", "shape", "axes"),
+    [
+        (layer.BatchNorm1d, (6, 5, 3), (0, 1)),
+        (layer.BatchNorm2d, (6, 5, 3, 4, 2), (0, 1, 3, 4)),
+    ],
+)
 def test_batch_norm_takes_its_statistics_over_time_and_batch(kind, shape, axes):
     x = 3 * seeded(*shape) + 2
     mean, var = x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
@@ -81,10 +86,13 @@ def test_batch_norm_takes_its_statistics_over_time_and_batch(kind, shape, axes):
     assert_close(norm.running_mean, 0.1 * mean.flatten(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("ours", "plain", "shape"), [
-    (layer.TDBatchNorm1d, layer.BatchNorm1d, (6, 5, 3)),
-    (layer.TDBatchNorm2d, layer.BatchNorm2d, (6, 5, 3, 4, 2)),
-])
+@pytest.mark.parametrize(
+    ("ours", "plain", "shape"),
+    [
+        (layer.TDBatchNorm1d, layer.BatchNorm1d, (6, 5, 3)),
+        (layer.TDBatchNorm2d, layer.BatchNorm2d, (6, 5, 3, 4, 2)),
+    ],
+)
 def test_threshold_dependent_norm_is_batch_norm_times_alpha_threshold(ours, plain, shape):
     x = 3 * seeded(*shape) + 2
     td, bn = ours(3, threshold=0.5, alpha=0.7), plain(3)
@@ -155,20 +163,38 @@ def test_gradients_reach_every_parameter():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: layer.Conv2d(2, 3, 3)(torch.zeros(5, 5, 5)), r"Conv2d: got input of shape \[5, 5, 5\]; expected \[T, B, C"),
-    (lambda: layer.Conv2d(2, 3, 3)(torch.zeros(4, 1, 3, 8, 8)), r"Conv2d: got .*\[4, 1, 3, 8, 8\]; expected 2 channels"),
-    (lambda: layer.Linear(4, 2)(torch.zeros(2, 3)), r"Linear: got input of shape \[2, 3\]; expected 4 features"),
-    (lambda: layer.Flatten()(torch.zeros(2, 3)), r"Flatten: got input of shape \[2, 3\]"),
-    (lambda: layer.BatchNorm1d(3)(torch.zeros(2, 2, 3, 4)), r"BatchNorm1d: got input of shape \[2, 2, 3, 4\]"),
-    (lambda: layer.TDBatchNorm2d(3)(torch.zeros(2, 3)), r"TDBatchNorm2d: got input of shape \[2, 3\]"),
-    (lambda: layer.TDBatchNorm2d(3, threshold=0.0), r"TDBatchNorm2d.threshold: got 0.0"),
-    (lambda: layer.TDBatchNorm1d(3, alpha=-1.0), r"TDBatchNorm1d.alpha: got -1.0"),
-    (lambda: layer.Dropout(1.0), r"Dropout.p: got 1.0; expected 0 <= p < 1"),
-    (lambda: layer.Sequential(LIF())(torch.zeros(2, 1, 3), state=(None, None)), r"Sequential.state: got 2 entries; expected 1"),
-    (lambda: layer.Sequential(layer.Linear(4, 2))(torch.zeros(2, 1, 3)), r'layer "0": Linear: got input of shape \[2, 1, 3\]'),
-    (lambda: layer.Sequential(layer.Flatten()).step(torch.zeros(2)), r'layer "0": Flatten: got input of shape \[1, 2\]'),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: layer.Conv2d(2, 3, 3)(torch.zeros(5, 5, 5)),
+            r"Conv2d: got input of shape \[5, 5, 5\]; expected \[T, B, C",
+        ),
+        (
+            lambda: layer.Conv2d(2, 3, 3)(torch.zeros(4, 1, 3, 8, 8)),
+            r"Conv2d: got .*\[4, 1, 3, 8, 8\]; expected 2 channels",
+        ),
+        (lambda: layer.Linear(4, 2)(torch.zeros(2, 3)), r"Linear: got input of shape \[2, 3\]; expected 4 features"),
+        (lambda: layer.Flatten()(torch.zeros(2, 3)), r"Flatten: got input of shape \[2, 3\]"),
+        (lambda: layer.BatchNorm1d(3)(torch.zeros(2, 2, 3, 4)), r"BatchNorm1d: got input of shape \[2, 2, 3, 4\]"),
+        (lambda: layer.TDBatchNorm2d(3)(torch.zeros(2, 3)), r"TDBatchNorm2d: got input of shape \[2, 3\]"),
+        (lambda: layer.TDBatchNorm2d(3, threshold=0.0), r"TDBatchNorm2d.threshold: got 0.0"),
+        (lambda: layer.TDBatchNorm1d(3, alpha=-1.0), r"TDBatchNorm1d.alpha: got -1.0"),
+        (lambda: layer.Dropout(1.0), r"Dropout.p: got 1.0; expected 0 <= p < 1"),
+        (
+            lambda: layer.Sequential(LIF())(torch.zeros(2, 1, 3), state=(None, None)),
+            r"Sequential.state: got 2 entries; expected 1",
+        ),
+        (
+            lambda: layer.Sequential(layer.Linear(4, 2))(torch.zeros(2, 1, 3)),
+            r'layer "0": Linear: got input of shape \[2, 1, 3\]',
+        ),
+        (
+            lambda: layer.Sequential(layer.Flatten()).step(torch.zeros(2)),
+            r'layer "0": Flatten: got input of shape \[1, 2\]',
+        ),
+    ],
+)
 def test_refusals_name_the_culprit(call, message):
     with pytest.raises(SpikingError, match=message):
         call()

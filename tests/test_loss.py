@@ -31,7 +31,9 @@ def test_count_is_zero_at_the_target_and_squared_elsewhere():
     assert_close(loss.count(torch.zeros(10, 1, 2), torch.tensor([0])), torch.tensor((0.8**2 + 0.1**2) / 2))
 
 
-@pytest.mark.parametrize(("over", "reduce"), [("mean", lambda v: v.mean(0)), ("max", lambda v: v.amax(0)), ("last", lambda v: v[-1])])
+@pytest.mark.parametrize(
+    ("over", "reduce"), [("mean", lambda v: v.mean(0)), ("max", lambda v: v.amax(0)), ("last", lambda v: v[-1])]
+)
 def test_membrane_reduces_over_time_as_asked(over, reduce):
     v = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1))
     assert_close(loss.membrane(v, LABELS, over=over), tf.cross_entropy(reduce(v), LABELS))
@@ -63,17 +65,20 @@ def test_rate_regulariser_is_zero_inside_and_pushes_from_both_sides():
     assert_close(loss.rate_regulariser([s, torch.full((2, 1, 1), 0.5)], low=0.25, high=0.75), value / 2)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: loss.rate(torch.zeros(3, 4), LABELS), r"loss.rate: got output of shape \[3, 4\]"),
-    (lambda: loss.rate(spikes(), LABELS[:2]), r"loss.rate.labels: got shape \[2\]; expected \[3\]"),
-    (lambda: loss.rate(spikes(), LABELS.float()), r"loss.rate.labels: got dtype torch.float32"),
-    (lambda: loss.count(spikes(), LABELS + 2), r"loss.count.labels: got classes 2 to 4; expected 0 to 3"),
-    (lambda: loss.count(spikes(), LABELS, correct_rate=1.5), r"loss.count.correct_rate: got 1.5"),
-    (lambda: loss.membrane(spikes(), LABELS, over="sum"), r'loss.membrane.over: got "sum"'),
-    (lambda: loss.rate_regulariser([]), r"rate_regulariser: got no spikes"),
-    (lambda: loss.rate_regulariser([spikes()], low=0.5, high=0.1), r"rate_regulariser: got low=0.5, high=0.1"),
-    (lambda: loss.rate_regulariser([torch.zeros(3)]), r"rate_regulariser: got spikes of shape \[3\]"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: loss.rate(torch.zeros(3, 4), LABELS), r"loss.rate: got output of shape \[3, 4\]"),
+        (lambda: loss.rate(spikes(), LABELS[:2]), r"loss.rate.labels: got shape \[2\]; expected \[3\]"),
+        (lambda: loss.rate(spikes(), LABELS.float()), r"loss.rate.labels: got dtype torch.float32"),
+        (lambda: loss.count(spikes(), LABELS + 2), r"loss.count.labels: got classes 2 to 4; expected 0 to 3"),
+        (lambda: loss.count(spikes(), LABELS, correct_rate=1.5), r"loss.count.correct_rate: got 1.5"),
+        (lambda: loss.membrane(spikes(), LABELS, over="sum"), r'loss.membrane.over: got "sum"'),
+        (lambda: loss.rate_regulariser([]), r"rate_regulariser: got no spikes"),
+        (lambda: loss.rate_regulariser([spikes()], low=0.5, high=0.1), r"rate_regulariser: got low=0.5, high=0.1"),
+        (lambda: loss.rate_regulariser([torch.zeros(3)]), r"rate_regulariser: got spikes of shape \[3\]"),
+    ],
+)
 def test_refusals_name_the_culprit(call, message):
     with pytest.raises(SpikingError, match=message):
         call()

@@ -93,7 +93,7 @@ def test_gradients_of_chunks_equal_those_of_the_whole(layer, x):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_keep_their_dtype_and_a_wide_state(layer, x, dtype):
-    layer = layer.to(dtype) if dtype == torch.float64 or not isinstance(layer, Recurrent) else layer.to(dtype)
+    layer = layer.to(dtype)
     s, state = layer(x.to(dtype), return_state=True)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     membrane = state.neuron.v if isinstance(layer, Recurrent) else state.v

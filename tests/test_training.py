@@ -1,5 +1,6 @@
 """Trainer: learns, repeats to the bit, resumes to the bit, selects on validation, and stops at the first wrong number."""
 
+import itertools
 import json
 import math
 import signal
@@ -253,7 +254,7 @@ def test_the_schedule_warms_up_and_ends_near_zero():
     rates = [learning_rate(config, step, 100) for step in range(1000)]
     assert rates[0] == pytest.approx(1 / 200, rel=1e-3)
     assert max(rates) == pytest.approx(1, abs=0.1)
-    assert all(a > b for a, b in zip(rates[200:], rates[201:]))
+    assert all(a > b for a, b in itertools.pairwise(rates[200:]))
     assert rates[-1] < 1e-4
 
 
@@ -269,7 +270,9 @@ def test_ranks_share_every_batch_evenly():
 def test_a_nan_in_the_input_stops_by_sample():
     data = problem()
     data.x[17, 2, 3] = math.nan
-    with pytest.raises(SpikingError, match=r"Trainer: epoch 0, step \d: the input of sample 17 holds values that are not finite"):
+    with pytest.raises(
+        SpikingError, match=r"Trainer: epoch 0, step \d: the input of sample 17 holds values that are not finite"
+    ):
         trainer().fit(data)
 
 
@@ -277,7 +280,9 @@ def test_a_nan_weight_stops_by_name():
     t = trainer()
     with torch.no_grad():
         t.model[4].weight[0, 0] = math.nan
-    with pytest.raises(SpikingError, match=r'Trainer: epoch 0, step 0: weight "4\.weight" holds values that are not finite'):
+    with pytest.raises(
+        SpikingError, match=r'Trainer: epoch 0, step 0: weight "4\.weight" holds values that are not finite'
+    ):
         t.fit(problem())
 
 
@@ -289,7 +294,9 @@ def test_a_membrane_that_is_not_a_number_stops_by_layer():
     torch.manual_seed(0)
     model = Sequential(Linear(8, 4), LIF(), Linear(4, 4), Bad(), LIF(), Linear(4, 2), LIF())
     t = Trainer(model, config=TrainConfig(epochs=1, device="cpu"), display=QUIET)
-    with pytest.raises(SpikingError, match=r'Trainer: epoch 0, step 0: layer "4" is the first whose membrane is not a number'):
+    with pytest.raises(
+        SpikingError, match=r'Trainer: epoch 0, step 0: layer "4" is the first whose membrane is not a number'
+    ):
         t.fit(problem())
 
 
@@ -397,20 +404,29 @@ def test_a_full_disk_ends_with_one_line_and_the_previous_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda d: trainer(d, lr=0.5).fit(problem(), resume=True), r"the run was started with lr=0\.02; got 0\.5"),
-    (lambda d: trainer(d).fit(problem(n=50), resume=True), r"the run trains on 60 samples; got 50"),
-    (lambda d: trainer(d / "none").fit(problem(), resume=True), r"none/checkpoint\.safetensors: there is no checkpoint here"),
-    (lambda d: trainer().fit(problem(), resume=True), r"got resume=True without run_dir"),
-    (lambda d: trainer().fit(problem(n=0)), r"got no training samples"),
-    (lambda d: trainer().evaluate(problem(n=0)), r"evaluate: got no samples"),
-    (lambda d: TensorBatches(torch.zeros(3, 1), torch.zeros(2)), r"TensorBatches: got 3 samples and 2 labels"),
-    (lambda d: TrainConfig(epochs=0), r"TrainConfig\.epochs: got 0; expected at least 1"),
-    (lambda d: TrainConfig(lr=-1.0), r"TrainConfig\.lr: got -1\.0; expected a number above 0"),
-    (lambda d: TrainConfig(ema_decay=1.0), r"TrainConfig\.ema_decay: got 1\.0"),
-    (lambda d: TrainConfig(mixed_precision="int8"), r'TrainConfig\.mixed_precision: got "int8"; expected no or bf16 or fp16'),
-    (lambda d: trainer(mixed_precision="fp16"), r'mixed_precision: got "fp16"; it needs a GPU'),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: trainer(d, lr=0.5).fit(problem(), resume=True), r"the run was started with lr=0\.02; got 0\.5"),
+        (lambda d: trainer(d).fit(problem(n=50), resume=True), r"the run trains on 60 samples; got 50"),
+        (
+            lambda d: trainer(d / "none").fit(problem(), resume=True),
+            r"none/checkpoint\.safetensors: there is no checkpoint here",
+        ),
+        (lambda d: trainer().fit(problem(), resume=True), r"got resume=True without run_dir"),
+        (lambda d: trainer().fit(problem(n=0)), r"got no training samples"),
+        (lambda d: trainer().evaluate(problem(n=0)), r"evaluate: got no samples"),
+        (lambda d: TensorBatches(torch.zeros(3, 1), torch.zeros(2)), r"TensorBatches: got 3 samples and 2 labels"),
+        (lambda d: TrainConfig(epochs=0), r"TrainConfig\.epochs: got 0; expected at least 1"),
+        (lambda d: TrainConfig(lr=-1.0), r"TrainConfig\.lr: got -1\.0; expected a number above 0"),
+        (lambda d: TrainConfig(ema_decay=1.0), r"TrainConfig\.ema_decay: got 1\.0"),
+        (
+            lambda d: TrainConfig(mixed_precision="int8"),
+            r'TrainConfig\.mixed_precision: got "int8"; expected no or bf16 or fp16',
+        ),
+        (lambda d: trainer(mixed_precision="fp16"), r'mixed_precision: got "fp16"; it needs a GPU'),
+    ],
+)
 def test_refusals_name_the_culprit(tmp_path, call, message):
     full(tmp_path)
     with pytest.raises(SpikingError, match=message):

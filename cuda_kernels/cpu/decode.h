@@ -1,5 +1,5 @@
-// Event recordings to arrays and frames. Plain C++17: pointers and sizes in and out, no Python, no allocation, no I/O, so that
-// a fuzz harness includes it as it is. Every function returns what it found; messages are Python's job.
+// Event recordings to arrays and frames. Plain C++17: pointers and sizes in and out, no Python, no allocation, no I/O,
+// so that a fuzz harness includes it as it is. Every function returns what it found; messages are Python's job.
 #pragma once
 
 #include <cmath>
@@ -27,17 +27,19 @@ struct Word {
 };
 
 inline Word unpack(uint64_t bits) {   // bits: the five bytes in the upper 40
-    return {uint32_t(bits >> 56), uint32_t(bits >> 48) & 255u, uint32_t(bits >> 47) & 1u, uint32_t(bits >> 24) & 0x7fffffu};
+    return {uint32_t(bits >> 56), uint32_t(bits >> 48) & 255u, uint32_t(bits >> 47) & 1u,
+            uint32_t(bits >> 24) & 0x7fffffu};
 }
 
 inline uint64_t load_big_endian(const uint8_t* b) {   // compilers make this one load and one byte swap
-    return uint64_t(b[0]) << 56 | uint64_t(b[1]) << 48 | uint64_t(b[2]) << 40 | uint64_t(b[3]) << 32 | uint64_t(b[4]) << 24 |
-           uint64_t(b[5]) << 16 | uint64_t(b[6]) << 8 | uint64_t(b[7]);
+    return uint64_t(b[0]) << 56 | uint64_t(b[1]) << 48 | uint64_t(b[2]) << 40 | uint64_t(b[3]) << 32 |
+           uint64_t(b[4]) << 24 | uint64_t(b[5]) << 16 | uint64_t(b[6]) << 8 | uint64_t(b[7]);
 }
 
 inline Word word_at(const uint8_t* bytes, int64_t i) {   // reads exactly five bytes
     const uint8_t* b = bytes + i * word_bytes;
-    return unpack(uint64_t(b[0]) << 56 | uint64_t(b[1]) << 48 | uint64_t(b[2]) << 40 | uint64_t(b[3]) << 32 | uint64_t(b[4]) << 24);
+    return unpack(uint64_t(b[0]) << 56 | uint64_t(b[1]) << 48 | uint64_t(b[2]) << 40 | uint64_t(b[3]) << 32 |
+                  uint64_t(b[4]) << 24);
 }
 
 // Calls sink(i, x, y, p, t) for every word in turn, overflow words included. True where every word is an event inside
@@ -45,7 +47,8 @@ inline Word word_at(const uint8_t* bytes, int64_t i) {   // reads exactly five b
 template <class Sink>
 bool each_word(const uint8_t* bytes, int64_t words, int64_t width, int64_t height, Sink sink) {
     const int32_t x_last = width > 0 && width < 256 ? int32_t(width) - 1 : 255;
-    const int32_t y_last = height > 0 && height < int32_t(overflow_row) ? int32_t(height) - 1 : int32_t(overflow_row) - 1;
+    const int32_t y_last =
+        height > 0 && height < int32_t(overflow_row) ? int32_t(height) - 1 : int32_t(overflow_row) - 1;
     int32_t before = 0, wrong = 0;
     const auto step = [&](int64_t i, const Word w) {
         wrong |= (x_last - int32_t(w.x)) | (y_last - int32_t(w.y)) | (int32_t(w.t) - before);
@@ -84,7 +87,8 @@ Scan each_event_checked(const uint8_t* bytes, int64_t words, int64_t width, int6
 
 // Bytes to a structure of arrays, each with room for `words` events.
 template <class Time>
-Scan decode_bin(const uint8_t* bytes, int64_t words, int64_t width, int64_t height, Time* t, int16_t* x, int16_t* y, uint8_t* p) {
+Scan decode_bin(const uint8_t* bytes, int64_t words, int64_t width, int64_t height, Time* t, int16_t* x, int16_t* y,
+                uint8_t* p) {
     const auto store = [=](int64_t i, uint32_t ex, uint32_t ey, uint32_t ep, int64_t et) {
         t[i] = Time(et);
         x[i] = int16_t(ex);
@@ -97,9 +101,12 @@ Scan decode_bin(const uint8_t* bytes, int64_t words, int64_t width, int64_t heig
     return each_event_checked<Time>(bytes, words, width, height, store);
 }
 
-// First event beyond the sensor (or with a polarity that is neither 0 nor 1); -1: none. Sizes of zero: only signs are checked.
-inline int64_t first_outside(const int16_t* x, const int16_t* y, const uint8_t* p, int64_t n, int64_t width, int64_t height) {
-    const int32_t x_end = width > 0 && width < 32768 ? int32_t(width) : 32768, y_end = height > 0 && height < 32768 ? int32_t(height) : 32768;
+// First event beyond the sensor (or with a polarity that is neither 0 nor 1); -1: none. Sizes of zero: only signs are
+// checked.
+inline int64_t first_outside(const int16_t* x, const int16_t* y, const uint8_t* p, int64_t n, int64_t width,
+                             int64_t height) {
+    const int32_t x_end = width > 0 && width < 32768 ? int32_t(width) : 32768,
+                  y_end = height > 0 && height < 32768 ? int32_t(height) : 32768;
     int16_t max_x = 0, max_y = 0, min_x = 0, min_y = 0;
     uint8_t max_p = 0;
     for (int64_t i = 0; i < n; ++i) {
@@ -155,7 +162,7 @@ struct TimeBins {
         return true;
     }
     int64_t edge(int64_t bin) const { return start + (bin * span + bins - 1) / bins; }   // first time of a bin
-    int64_t bin(int64_t t, int64_t end) const {                                           // -1: outside [start, end]
+    int64_t bin(int64_t t, int64_t end) const {   // -1: outside [start, end]
         if (t < start || t > end) return -1;
         const int64_t b = (t - start) * bins / span;
         return b < bins ? b : bins - 1;
@@ -201,7 +208,8 @@ inline void event_slices(int64_t n, int64_t bins, int64_t* starts, int64_t* ends
 
 // tonic's SliceByEventBins: the last n mod bins events are lost.
 inline void tonic_event_slices(int64_t n, int64_t bins, double overlap, int64_t* starts, int64_t* ends) {
-    const int64_t count = int64_t(double(n / bins) * (1.0 + overlap)), stride = int64_t(double(count) * (1.0 - overlap));
+    const int64_t count = int64_t(double(n / bins) * (1.0 + overlap)),
+                  stride = int64_t(double(count) * (1.0 - overlap));
     for (int64_t b = 0; b < bins; ++b) {
         const int64_t from = b * stride, to = from + count;
         starts[b] = from < n ? from : n;
@@ -209,15 +217,18 @@ inline void tonic_event_slices(int64_t n, int64_t bins, double overlap, int64_t*
     }
 }
 
-// Output of any framing: `frame` values a time bin, bins `stride` values apart, P channels of height × width.
+// Output of any framing: P channels of height × width a time bin, bins `stride` values apart. Empty of meaning after a
+// fault.
 template <class Out>
 struct Frames {
     Out* data;
     int64_t stride, width, height, channels;
 
     int64_t size() const { return width * height * channels; }
-    void clear(int64_t bins) const {
-        for (int64_t b = 0; b < bins; ++b) std::memset(data + b * stride, 0, size_t(size()) * sizeof(Out));
+    // Frame b, emptied. Each frame is emptied just before it is filled, while it fits the first-level cache.
+    Out* fresh(int64_t b) const {
+        std::memset(data + b * stride, 0, size_t(size()) * sizeof(Out));
+        return data + b * stride;
     }
 };
 
@@ -228,11 +239,11 @@ inline void count(Out& pixel, bool clip) {
 
 // Adds events [starts[b], ends[b]) into frame b. Coordinates must lie inside (scan first).
 template <class Out>
-void add_slices(const int16_t* x, const int16_t* y, const uint8_t* p, const int64_t* starts, const int64_t* ends, int64_t bins,
-                bool clip, const Frames<Out>& frames) {
+void add_slices(const int16_t* x, const int16_t* y, const uint8_t* p, const int64_t* starts, const int64_t* ends,
+                int64_t bins, bool clip, const Frames<Out>& frames) {
     const int64_t plane = frames.channels > 1 ? frames.width * frames.height : 0;
     for (int64_t b = 0; b < bins; ++b) {
-        Out* frame = frames.data + b * frames.stride;
+        Out* frame = frames.fresh(b);
         for (int64_t i = starts[b]; i < ends[b]; ++i) count(frame[p[i] * plane + y[i] * frames.width + x[i]], clip);
     }
 }
@@ -241,8 +252,8 @@ void add_slices(const int16_t* x, const int16_t* y, const uint8_t* p, const int6
 struct Cut {
     int64_t bins;
     bool by_events, tonic;
-    double overlap;              // tonic only
-    bool window;                 // start and end given; else first and last event
+    double overlap;   // tonic only
+    bool window;   // start and end given; else first and last event
     int64_t start, end;
 };
 
@@ -263,19 +274,20 @@ inline bool boundaries(const Cut& cut, int64_t first, int64_t last, int64_t* edg
     return true;
 }
 
-// One N-MNIST recording straight to frames. `t` and `pixel` are scratch with room for size / 5 events, `edges` for 2·bins + 2.
+// One N-MNIST recording straight to frames. `t` and `pixel` are scratch with room for size / 5 events, `edges` for
+// 2·bins + 2.
 template <class Out>
-Fault bin_to_frames(const uint8_t* bytes, int64_t size, const Cut& cut, bool clip, const Frames<Out>& frames, int64_t* t,
-                    uint32_t* pixel, int64_t* edges) {
-    frames.clear(cut.bins);
+Fault bin_to_frames(const uint8_t* bytes, int64_t size, const Cut& cut, bool clip, const Frames<Out>& frames,
+                    int64_t* t, uint32_t* pixel, int64_t* edges) {
     if (size % word_bytes) return Fault::cut;
     const int64_t words = size / word_bytes;
     if (words == 0) return Fault::empty;
-    const uint32_t width = uint32_t(frames.width), plane = frames.channels > 1 ? uint32_t(frames.width * frames.height) : 0u;
+    const uint32_t width = uint32_t(frames.width),
+                   plane = frames.channels > 1 ? uint32_t(frames.width * frames.height) : 0u;
     int64_t *starts = edges, *ends = edges + cut.bins + 1;
     const auto add = [&] {
         for (int64_t b = 0; b < cut.bins; ++b) {
-            Out* frame = frames.data + b * frames.stride;
+            Out* frame = frames.fresh(b);
             for (int64_t i = starts[b]; i < ends[b]; ++i) count(frame[pixel[i]], clip);
         }
     };
@@ -288,7 +300,8 @@ Fault bin_to_frames(const uint8_t* bytes, int64_t size, const Cut& cut, bool cli
                                          pixel[i] = p * plane + y * width + x;
                                          while (int64_t(time) >= next) {
                                              cuts[bin] = i;
-                                             next = ++bin <= cut.bins ? edges[bin] : std::numeric_limits<int64_t>::max();
+                                             next =
+                                                 ++bin <= cut.bins ? edges[bin] : std::numeric_limits<int64_t>::max();
                                          }
                                      });
         if (right) {
@@ -311,7 +324,8 @@ Fault bin_to_frames(const uint8_t* bytes, int64_t size, const Cut& cut, bool cli
     if (scan.backwards >= 0) return Fault::backwards;
     if (n == 0) return Fault::empty;
     if (cut.by_events) {
-        cut.tonic ? tonic_event_slices(n, cut.bins, cut.overlap, starts, ends) : event_slices(n, cut.bins, starts, ends);
+        cut.tonic ? tonic_event_slices(n, cut.bins, cut.overlap, starts, ends)
+                  : event_slices(n, cut.bins, starts, ends);
     } else if (cut.tonic) {
         tonic_time_slices(t, n, cut.bins, cut.overlap, starts, ends);
     } else {
@@ -324,37 +338,64 @@ Fault bin_to_frames(const uint8_t* bytes, int64_t size, const Cut& cut, bool cli
     return Fault::none;
 }
 
-// Where the map sends pixel (x, y): its row-major index among width × height, nearest pixel, -1 outside (and for NaN).
-inline int64_t mapped(const double* m, int64_t x, int64_t y, int64_t width, int64_t height) {
-    const double u = std::floor(m[0] * double(x) + m[1] * double(y) + m[2] + 0.5);
-    const double v = std::floor(m[3] * double(x) + m[4] * double(y) + m[5] + 0.5);
+// How pixels move on their way into a frame: (u, v) = A·(x, y, 1), six numbers, rows of a 2×3 matrix; then, where there is a warp, plus
+// its displacement at (u, v): [2, knots, knots] pixels at evenly spread knots of the output, bilinear between them.
+struct Map {
+    const double* affine = nullptr;
+    const double* warp = nullptr;
+    int64_t knots = 0;
+};
+
+inline double displacement(const double* field, int64_t knots, double gx, double gy) {
+    const int64_t i = int64_t(gx) < knots - 2 ? int64_t(gx) : knots - 2, j = int64_t(gy) < knots - 2 ? int64_t(gy) : knots - 2;
+    const double fx = gx - double(i), fy = gy - double(j);
+    const double* corner = field + j * knots + i;
+    return (corner[0] * (1 - fx) + corner[1] * fx) * (1 - fy) + (corner[knots] * (1 - fx) + corner[knots + 1] * fx) * fy;
+}
+
+// Where a map sends pixel (x, y): its row-major index among width × height, nearest pixel, -1 outside (and for NaN).
+inline int64_t mapped(const Map& map, int64_t x, int64_t y, int64_t width, int64_t height) {
+    const double* m = map.affine;
+    double u = m[0] * double(x) + m[1] * double(y) + m[2];
+    double v = m[3] * double(x) + m[4] * double(y) + m[5];
+    if (map.warp) {
+        const double right = width > 1 ? double(width - 1) : 1.0, bottom = height > 1 ? double(height - 1) : 1.0;
+        const double gx = (u >= 0.0 ? (u <= right ? u : right) : 0.0) / right * double(map.knots - 1);   // NaN: 0
+        const double gy = (v >= 0.0 ? (v <= bottom ? v : bottom) : 0.0) / bottom * double(map.knots - 1);
+        u += displacement(map.warp, map.knots, gx, gy);
+        v += displacement(map.warp + map.knots * map.knots, map.knots, gx, gy);
+    }
+    u = std::floor(u + 0.5);
+    v = std::floor(v + 0.5);
     if (!(u >= 0.0 && u < double(width) && v >= 0.0 && v < double(height))) return -1;
     return int64_t(v) * width + int64_t(u);
 }
 
-// Events as arrays to `cut.bins` frames, through a map of the pixels (m: six numbers, rows of a 2×3 matrix; null: as they are).
-// `table` is scratch of width × height entries, read only where m is given. Events outside the window or the output are dropped.
+// Events as arrays to `cut.bins` frames, through a map of the pixels (null: as they are). `table` is scratch of width × height entries,
+// used where a map is given and there are more events than pixels. Events outside the window or the output are dropped.
 template <class Time, class Out>
 Fault arrays_to_frames(const Time* t, const int16_t* x, const int16_t* y, const uint8_t* p, int64_t n, int64_t width,
-                       int64_t height, const double* m, const Cut& cut, bool clip, const Frames<Out>& frames, int32_t* table,
-                       int64_t* edges) {
-    frames.clear(cut.bins);
-    if (n == 0) return Fault::none;
+                       int64_t height, const Map* map, const Cut& cut, bool clip, const Frames<Out>& frames,
+                       int32_t* table, int64_t* edges) {
+    if (n == 0) {
+        for (int64_t b = 0; b < cut.bins; ++b) frames.fresh(b);
+        return Fault::none;
+    }
     if (first_outside(x, y, p, n, width, height) >= 0) return Fault::outside;
     const bool ordered = first_backwards(t, n) < 0;
-    if (m)
+    const bool tabled = map && n > width * height;
+    if (tabled)
         for (int64_t row = 0; row < height; ++row)
             for (int64_t column = 0; column < width; ++column)
-                table[row * width + column] = int32_t(mapped(m, column, row, frames.width, frames.height));
-    else if (frames.width < width || frames.height < height)
-        return Fault::outside;
+                table[row * width + column] = int32_t(mapped(*map, column, row, frames.width, frames.height));
+    else if (!map && (frames.width < width || frames.height < height)) return Fault::outside;
     const int64_t plane = frames.channels > 1 ? frames.width * frames.height : 0;
     const auto add = [&](Out* frame, int64_t i) {
-        if (!m) {
+        if (!map) {
             count(frame[p[i] * plane + y[i] * frames.width + x[i]], clip);
             return;
         }
-        const int32_t to = table[int64_t(y[i]) * width + x[i]];
+        const int64_t to = tabled ? table[int64_t(y[i]) * width + x[i]] : mapped(*map, x[i], y[i], frames.width, frames.height);
         if (to >= 0) count(frame[p[i] * plane + to], clip);
     };
     int64_t *starts = edges, *ends = edges + cut.bins;
@@ -374,6 +415,7 @@ Fault arrays_to_frames(const Time* t, const int16_t* x, const int16_t* y, const 
         TimeBins rule;
         if (!TimeBins::make(start, end, cut.bins, rule)) return Fault::span;
         if (!ordered) {   // no order to walk along: one division an event
+            for (int64_t b = 0; b < cut.bins; ++b) frames.fresh(b);
             for (int64_t i = 0; i < n; ++i) {
                 const int64_t b = rule.bin(int64_t(t[i]), end);
                 if (b >= 0) add(frames.data + b * frames.stride, i);
@@ -382,8 +424,10 @@ Fault arrays_to_frames(const Time* t, const int16_t* x, const int16_t* y, const 
         }
         time_slices(t, n, rule, end, starts, ends);
     }
-    for (int64_t b = 0; b < cut.bins; ++b)
-        for (int64_t i = starts[b]; i < ends[b]; ++i) add(frames.data + b * frames.stride, i);
+    for (int64_t b = 0; b < cut.bins; ++b) {
+        Out* frame = frames.fresh(b);
+        for (int64_t i = starts[b]; i < ends[b]; ++i) add(frame, i);
+    }
     return Fault::none;
 }
 

@@ -16,12 +16,15 @@
 namespace SPIKING_NS {
 namespace {
 
+// Rows are functions of their own, not inlined into each dtype's loop over time: a third of the compile time, no measurable cost.
+#define SPIKING_ROW __attribute__((noinline))
+
 // The state rows of a block stay in L1 while time runs; longer rows help the hardware prefetcher.
 constexpr i64 BLOCK = 1024;
 constexpr i64 RECOMPUTE_BLOCK = 256;
 
 template <class IO, class T>
-const T* load_row(const IO* from, T* buffer, i64 n) {
+SPIKING_ROW const T* load_row(const IO* from, T* buffer, i64 n) {
     if constexpr (sizeof(IO) == sizeof(T)) {
         (void)buffer, (void)n;
         return from;
@@ -32,7 +35,7 @@ const T* load_row(const IO* from, T* buffer, i64 n) {
 }
 
 template <class IO, class T>
-void store_row(const T* __restrict from, IO* __restrict to, i64 n) {
+SPIKING_ROW void store_row(const T* __restrict from, IO* __restrict to, i64 n) {
     if constexpr (sizeof(IO) != sizeof(T))
         for (i64 k = 0; k < n; ++k) narrow(from[k], to[k]);
 }
@@ -50,7 +53,7 @@ Rule<T> rule_of(const NeuronCall& p) {
 }
 
 template <class T>
-void fill_cells(const NeuronCall& p, i64 first, i64 n, T* beta, T* threshold, T* beta_syn) {
+SPIKING_ROW void fill_cells(const NeuronCall& p, i64 first, i64 n, T* beta, T* threshold, T* beta_syn) {
     if (!p.params || p.C == 1) {
         const T* all = static_cast<const T*>(p.params);
         const T b = all ? all[0] : T(p.beta), th = all ? all[1] : T(p.threshold), bs = all ? all[2] : T(p.beta_syn);
@@ -69,7 +72,7 @@ void fill_cells(const NeuronCall& p, i64 first, i64 n, T* beta, T* threshold, T*
 }
 
 template <Kind kind, Reset reset, Flags flags, class T>
-void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T> rule, T* __restrict s, T* __restrict h, i64 n) {
+SPIKING_ROW void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T> rule, T* __restrict s, T* __restrict h, i64 n) {
     T* __restrict v = st.v;
     T* __restrict e = st.e;
     T* __restrict c = st.c;
@@ -90,17 +93,33 @@ void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T>
 }
 
 template <class T>
-void encode_row(const T* __restrict h, const T* __restrict threshold, const Rule<T> rule, u16* __restrict out, i64 n) {
+SPIKING_ROW void encode_row(const T* __restrict h, const T* __restrict threshold, const Rule<T> rule, u16* __restrict out, i64 n) {
     for (i64 k = 0; k < n; ++k) out[k] = encode_half<Flags::all>(h[k], threshold[k], rule);
 }
 
 template <class T>
-void decode_row(const u16* __restrict from, const T* __restrict threshold, const Rule<T> rule, T* __restrict u, T* __restrict h, i64 n) {
+SPIKING_ROW void decode_row(const u16* __restrict from, const T* __restrict threshold, const Rule<T> rule, T* __restrict u, T* __restrict h, i64 n) {
     for (i64 k = 0; k < n; ++k) h[k] = decode_half<Flags::all>(from[k], threshold[k], rule, u[k]);
 }
 
 template <class T>
-void slope_row(const T* __restrict u, const Rule<T> rule, T* __restrict slope, i64 n) {
+SPIKING_ROW void distance_row(const T* __restrict h, const T* __restrict theta, const Rule<T> rule, T* __restrict u, i64 n) {
+    if (rule.normalize > T(0))
+        for (i64 k = 0; k < n; ++k) u[k] = h[k] / theta[k] - T(1);
+    else
+        for (i64 k = 0; k < n; ++k) u[k] = h[k] - theta[k];
+}
+
+// The membrane that entered the next step, from the membrane before the spike.
+template <Reset reset, class T>
+SPIKING_ROW void after_reset_row(const T* __restrict h, const T* __restrict u, const T* __restrict theta, const Rule<T> rule, T* __restrict v,
+                                 i64 n) {
+    for (i64 k = 0; k < n; ++k)
+        v[k] = after_spike<reset>(h[k], fires<Flags::all>(u[k], rule), theta[k], rule.v_reset);
+}
+
+template <class T>
+SPIKING_ROW void slope_row(const T* __restrict u, const Rule<T> rule, T* __restrict slope, i64 n) {
     with_surrogate(rule.surrogate, [&](auto tag) {
         const T a = rule.a, b = rule.b;
         for (i64 k = 0; k < n; ++k) slope[k] = surrogate_grad<decltype(tag)::value>(u[k], a, b);
@@ -111,7 +130,7 @@ template <class T> struct CarryRows { T *v, *e, *s; };
 struct GradRows { double *beta, *threshold, *beta_syn; };
 
 template <Kind kind, Reset reset, Flags flags, bool params, class T>
-void adjoint_row(const T* __restrict x, const T* __restrict h, const T* __restrict u, const T* __restrict slope, const T* __restrict gs,
+SPIKING_ROW void adjoint_row(const T* __restrict x, const T* __restrict h, const T* __restrict u, const T* __restrict slope, const T* __restrict gs,
                  const T* __restrict before_v, const T* __restrict before_e, const T* __restrict before_c, CarryRows<T> carry,
                  Cells<T> cells, const Rule<T> rule, GradRows grads, T* __restrict gx, i64 n) {
     T* __restrict cv = carry.v;
@@ -147,18 +166,18 @@ void adjoint_row(const T* __restrict x, const T* __restrict h, const T* __restri
 }
 
 template <class T>
-void fill(T* to, i64 n, T value) {
+SPIKING_ROW void fill(T* to, i64 n, T value) {
     for (i64 k = 0; k < n; ++k) to[k] = value;
 }
 
 template <class T>
-void copy(const T* from, T* to, i64 n) {
+SPIKING_ROW void copy(const T* from, T* to, i64 n) {
     for (i64 k = 0; k < n; ++k) to[k] = from[k];
 }
 
 // Null: at rest, where the membrane is v_leak and nothing else is charged.
 template <class T>
-void load_state(const T* from, i64 stride, int extra, int counter, const Rule<T>& rule, T* v, T* e, T* c, i64 n) {
+SPIKING_ROW void load_state(const T* from, i64 stride, int extra, int counter, const Rule<T>& rule, T* v, T* e, T* c, i64 n) {
     if (from) copy(from, v, n); else fill(v, n, rule.v_leak);
     if (from && extra) copy(from + stride, e, n); else fill(e, n, T(0));
     if (from && counter) copy(from + counter * stride, c, n); else fill(c, n, T(0));
@@ -245,10 +264,12 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
             }
             for (i64 t = stop - 1; t >= start; --t) {
                 const T *h = hs[t - start], *be = es[t - start];
-                for (i64 k = 0; k < n; ++k) {
-                    const T theta = kind == Kind::adaptive ? threshold[k] + rule.adapt_scale * be[k] : threshold[k];
-                    ub[k] = distance<Flags::all>(h[k], theta, rule);
+                const T* theta = threshold;
+                if constexpr (kind == Kind::adaptive) {
+                    for (i64 k = 0; k < n; ++k) xb[k] = threshold[k] + rule.adapt_scale * be[k];
+                    theta = xb;
                 }
+                distance_row(h, theta, rule, ub, n);
                 const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
                 adjoint(t, x, h, ub, vs[t - start], be, counts[t - start]);
             }
@@ -265,7 +286,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
                 return buffer;
             }
             const T* h = static_cast<const T*>(p.saved) + at;
-            for (i64 k = 0; k < n; ++k) u[k] = distance<Flags::all>(h[k], threshold[k], rule);
+            distance_row(h, threshold, rule, u, n);
             return h;
         };
         const T* h = p.T > 0 ? fetch(p.T - 1, ub, hb[0]) : nullptr;
@@ -276,10 +297,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
                 if (p.reset_delay) {
                     bv = hprev;
                 } else {
-                    for (i64 k = 0; k < n; ++k) {
-                        const bool fired = fires<Flags::all>(uprev[k], rule) > T(0);
-                        vb[k] = after_spike<reset>(hprev[k], fired, threshold[k], rule.v_reset);
-                    }
+                    after_reset_row<reset>(hprev, uprev, threshold, rule, vb, n);
                     bv = vb;
                 }
             } else if (need_v) {
@@ -303,7 +321,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
     if (flags == Flags::all && p.reset_delay) {
         alignas(64) T v0[W];
         if (p.state0) copy(static_cast<const T*>(p.state0) + first, v0, n); else fill(v0, n, rule.v_leak);
-        for (i64 k = 0; k < n; ++k) ub[k] = distance<Flags::all>(v0[k], threshold[k], rule);
+        distance_row(v0, threshold, rule, ub, n);
         slope_row(ub, rule, slope, n);
         for (i64 k = 0; k < n; ++k) {
             T grad_threshold = T(0);

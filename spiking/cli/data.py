@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from spiking.datasets import Events
 
-app = typer.Typer(no_args_is_help=True, help="Event recordings: what is in them.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
@@ -37,9 +38,10 @@ def info(
     from rich.console import Console
 
     console = Console()
+    console.print(f"{facts['path']}: {facts['format']}", soft_wrap=True, markup=False)
     console.print(table(facts))
-    for split in facts.get("splits", []):
-        console.print(split["description"], style="dim", soft_wrap=True)
+    for line in [*(split["description"] for split in facts.get("splits", [])), *facts.get("not_read", [])]:
+        console.print(line, style="dim", soft_wrap=True, markup=False)
 
 
 def file_facts(path: Path, sensor: str = "") -> dict[str, Any]:
@@ -65,15 +67,16 @@ def recording_facts(events: Events) -> dict[str, Any]:
 
 
 def set_facts(path: Path) -> dict[str, Any]:
-    """Figures of both splits of an N-MNIST folder or archive; one of them may be missing."""
+    """Figures of both splits of an N-MNIST folder or archive; `not_read` says why where one cannot be had."""
     from spiking.datasets import NMNIST
 
-    splits, missing = [], []
+    splits: list[dict[str, Any]] = []
+    refused: list[SpikingError] = []
     for train in (True, False):
         try:
             recordings = NMNIST(path, train=train)
         except SpikingError as err:
-            missing.append(err)
+            refused.append(err)
             continue
         events = recordings.events()
         starts, ends = events.offsets[:-1], events.offsets[1:]
@@ -83,8 +86,8 @@ def set_facts(path: Path) -> dict[str, Any]:
                 "split": "train" if train else "test",
                 "recordings": len(recordings),
                 "events": len(events.t),
-                "median_events": int(sorted((ends - starts).tolist())[len(recordings) // 2]),
-                "median_duration_ms": float(sorted(duration.tolist())[len(recordings) // 2]),
+                "median_events": int(median((ends - starts).tolist())),
+                "median_duration_ms": float(median(duration.tolist())),
                 "rate_hz": float(len(events.t) / duration.sum() * 1000) if duration.sum() else 0.0,
                 "sensor": "{}×{}".format(*recordings.sensor_size),
                 "on_share": float(events.p.mean()),
@@ -94,8 +97,13 @@ def set_facts(path: Path) -> dict[str, Any]:
             }
         )
     if not splits:
-        raise missing[0]
-    return {"path": str(path), "format": "N-MNIST recordings", "splits": splits}
+        raise refused[0]
+    return {
+        "path": str(path),
+        "format": "N-MNIST recordings",
+        "splits": splits,
+        "not_read": [str(err) for err in refused],
+    }
 
 
 def sensor_of(text: str) -> tuple[int, int] | None:
@@ -114,7 +122,7 @@ def table(facts: dict[str, Any]) -> Table:
 
     splits = facts.get("splits")
     columns = splits or [facts]
-    out = Table(title=f"{facts['path']}: {facts['format']}", title_justify="left")
+    out = Table()
     out.add_column("")
     for column in columns:
         out.add_column(column["split"] if splits else "recording", justify="right")

@@ -14,18 +14,28 @@ if TYPE_CHECKING:
     from spiking.hw_models import Estimate
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def energy(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="A.h5 [B.h5]", help="One trace, or two to compare.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="A.h5 [B.h5]", help="One trace, or two to compare.", show_default=False),
     ] = None,
     hardware: Annotated[
-        list[str] | None, typer.Option("--hardware", metavar="NAME|FILE", help="Chip name or .toml file; may be repeated.")
+        list[str] | None,
+        typer.Option("--hardware", metavar="NAME|FILE", help="Chip name or .toml file; may be repeated."),
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16, int32 or int8.")] = "fp32",
     accounting: Annotated[str, typer.Option(help="published, operations or with-memory.")] = "operations",
     accuracy: Annotated[float | None, typer.Option(help="Accuracy at this precision, 0…1, for the report.")] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML page (and as JSON).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report's content as JSON instead of a table.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML page (and as JSON).")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report's content as JSON instead of a table.")
+    ] = False,
     chips: Annotated[bool, typer.Option("--list", help="List the chips that come with the package.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap over the samples.")] = 0,
 ) -> None:
@@ -84,6 +94,7 @@ def _print(estimates: list[Estimate], files: list[str], html: Path | None) -> No
     from rich.text import Text
 
     from spiking.hw_models import table
+    from spiking.hw_models.report import printable
 
     console = Console(soft_wrap=True)
     for i, found in enumerate(estimates):
@@ -91,7 +102,7 @@ def _print(estimates: list[Estimate], files: list[str], html: Path | None) -> No
             console.print(Text(files[i % 2], style="bold"))
         console.print(table(found))
         for warning in found.warnings:
-            console.print(Text(f"{warning.code}  {warning.text}", style="yellow"))
+            console.print(Text(printable(f"{warning.code}  {warning.text}"), style="yellow"))
         console.print(Text(found.summary(), style="bold"))
     if len(files) == 2:
         for row in _comparisons(estimates):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -36,12 +37,21 @@ class Verbs(TyperGroup):
 
 def _load(verb: str) -> Any:
     try:
-        app = importlib.import_module(VERBS[verb]).app
+        app = _app(importlib.import_module(VERBS[verb]), verb)
     except ImportError as err:
         app = _unavailable(verb, str(err))
     command = typer.main.get_command(app)
     command.name = verb
     return command
+
+
+def _app(module: ModuleType, verb: str) -> typer.Typer:
+    """A module's `app`, or its function of the verb's name as a command without sub-commands."""
+    if hasattr(module, "app"):
+        return module.app
+    app = typer.Typer(rich_markup_mode="rich")
+    app.command()(getattr(module, verb))
+    return app
 
 
 def _unavailable(verb: str, reason: str) -> typer.Typer:
@@ -71,7 +81,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def spiking(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Train, run and price spiking neural networks.
 

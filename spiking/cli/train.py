@@ -45,12 +45,16 @@ predictions.npz, confusion and firing_rates (PNG, SVG), trace.h5, report.html an
 
 @app.command(help=NMNIST_HELP, epilog="All settings, with their defaults: any run's config.yaml, which --config reads.")
 def nmnist(
-    data: Annotated[Path | None, typer.Option(help="Folder or archive with N-MNIST; simulated recordings without it.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or archive with N-MNIST; simulated recordings without it.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="conv (the tutorial network, default) or mlp.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training recordings.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; runs/nmnist-1, -2, … without it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings; options on this line go before it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with settings; options on this line go before it.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Recordings a step.")] = None,
     time_bins: Annotated[int | None, typer.Option(help="Frames a recording.")] = None,
@@ -126,7 +130,9 @@ def _resumed(folder: Path, given: dict[str, Any]) -> Recipe:
     path = folder / "config.yaml"
     started = override(Recipe(), read_yaml(path), str(path))
     wanted = override(started, given, "spiking train nmnist")
-    for section, name in ((s, n) for s, values in given.items() for n in (values if isinstance(values, dict) else [""])):
+    for section, name in (
+        (s, n) for s, values in given.items() for n in (values if isinstance(values, dict) else [""])
+    ):
         old, new = (getattr(r, section) for r in (started, wanted))
         if name:
             old, new = getattr(old, name), getattr(new, name)

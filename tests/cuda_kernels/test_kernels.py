@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spiking.cuda_kernels import backend, ops, reference
+from spiking.cuda_kernels.reference import Rule
 from torch.testing import assert_close
 
 from spiking import functional as F
 from spiking import surrogate
-from spiking.cuda_kernels import backend, ops, reference
-from spiking.cuda_kernels.reference import Rule
 
 module = backend.compiled()
 pytestmark = pytest.mark.skipif(module is None, reason="the compiled module was not built")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from spiking.datasets import Events, _kernels
 from spiking.datasets.events import encode_bin
 

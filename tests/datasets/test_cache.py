@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from spiking.datasets import cache
 from spiking.datasets.cache import key_of, load_or_build, pack
 

@@ -1,12 +1,15 @@
 """`spiking data info`: figures of a file and of a set, as a table and as JSON."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
+from spiking.datasets import write_bin
 from typer.testing import CliRunner
 
 from spiking.cli.data import app
-from spiking.datasets import write_bin
 from spiking.errors import SpikingError
 
 
@@ -45,6 +48,30 @@ def test_a_set_shows_counts_per_class_of_both_splits(tree):
     shown = run(tree)
     assert "class 9" in shown
     assert "real N-MNIST" in shown
+
+
+def test_a_split_that_cannot_be_read_is_told(tree):
+    (tree / "Test/9/00002.bin").write_bytes(b"123")
+    facts = json.loads(run(tree, "--json"))
+    assert [s["split"] for s in facts["splits"]] == ["train"]
+    assert "00002.bin: byte 0: got 3 of the 5 bytes" in facts["not_read"][0]
+    assert "got 3 of the 5 bytes" in run(tree)
+
+
+def test_the_command_ends_with_code_2_and_one_line(tmp_path):
+    (tmp_path / "cut.bin").write_bytes(b"12345678")
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from spiking.cli.main import run; run()",
+        "data",
+        "info",
+        tmp_path / "cut.bin",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"spiking: .*cut\.bin: byte 5: got 3 of the 5 bytes.*\n", done.stderr)
 
 
 def test_bad_input_is_one_clear_line(tmp_path):

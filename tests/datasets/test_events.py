@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from spiking.datasets import Events, _kernels, _plain, read_events, write_bin
 from spiking.datasets.events import TONIC_DTYPE, decode_bin, encode_bin
+
 from spiking.errors import SpikingError
 
 PROPERTY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -176,6 +176,7 @@ def test_events_slice_like_an_array(make_events):
     assert len(events[10:20]) == 10
     assert events[events.p == 1].p.all()
     assert events[-1].t.tolist() == [events.t[-1]]
+    assert [int(one.t[0]) for one in events[:3]] == events.t[:3].tolist()
     assert np.array_equal(events["x"], events.x)
     assert events[3:].sensor_size == (34, 34, 2)
     with pytest.raises(SpikingError, match='got field "ts"'):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from spiking.datasets import Events, ToFrames, _kernels
 from spiking.datasets.events import decode_bin, encode_bin
 from spiking.datasets.frames import frames_from_bin, frames_many
+
 from spiking.errors import SpikingError
 
 PROPERTY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,9 +8,9 @@ import zipfile
 
 import numpy as np
 import pytest
-
 from spiking.datasets import NMNIST, Events, ToFrames, nmnist
 from spiking.datasets.events import encode_bin
+
 from spiking.errors import SpikingError
 
 TRAIN = [77, 96, 79, 73, 85, 72, 74, 97, 67, 80]

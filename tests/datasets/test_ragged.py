@@ -1,12 +1,17 @@
 """Many recordings in one store: decoding, choosing, and framing through maps of the pixels."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from spiking.datasets import Events, RaggedEvents, ToFrames, _kernels, decode_many
 from spiking.datasets.events import decode_bin, encode_bin
+
 from spiking.errors import SpikingError
 
 PROPERTY = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -28,6 +33,29 @@ def test_a_store_holds_what_each_recording_decodes_to(backend, recordings, threa
     assert store[-1] == store[4]
     with pytest.raises(IndexError):
         store[5]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_decodes_after_its_parent_used_threads():
+    """OpenMP hangs in a child that enters a parallel region; the child has to stay on one thread."""
+    code = """
+        import os, signal
+        from spiking.datasets import ToFrames, decode_many
+        from spiking.datasets.frames import frames_many
+        recordings = [bytes([1, 2, 0, 0, 3])] * 64
+        rule = ToFrames(time_bins=2, sensor_size=(34, 34))
+        def work():
+            store = decode_many(recordings, threads=2)
+            return len(store.t) + store.frames(time_bins=2, threads=2).sum() + frames_many(recordings, rule, threads=2).sum()
+        assert work() == 192
+        child = os.fork()
+        if child == 0:
+            signal.alarm(40)  # a child that hangs dies, and fails the test
+            os._exit(0 if work() == 192 else 1)
+        print(os.waitpid(child, 0)[1])
+        """
+    command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "0\n"
 
 
 def test_overflow_words_leave_no_gaps(backend, recordings):
@@ -145,7 +173,38 @@ def test_compiled_and_plain_maps_agree(make_events, affine, shift, bins, clip, c
         assert np.array_equal(got, store.frames(**options))
 
 
+def test_a_constant_warp_is_a_shift_and_none_changes_nothing(backend, store):
+    identity = [[1, 0, 0], [0, 1, 0]]
+    still = np.zeros((5, 2, 3, 3))
+    moved = np.broadcast_to(np.array([2.0, -1.0])[None, :, None, None], still.shape)
+    assert np.array_equal(store.frames(time_bins=3, affine=identity, warp=still), store.frames(time_bins=3))
+    shifted = store.frames(time_bins=3, affine=[[1, 0, 2], [0, 1, -1]])
+    assert np.array_equal(store.frames(time_bins=3, affine=identity, warp=moved), shifted)
+
+
+@PROPERTY
+@given(size=st.sampled_from([7, 2000]), knots=st.integers(2, 6), seed=st.integers(0, 50))
+def test_compiled_and_plain_warps_agree(make_events, size, knots, seed):
+    """Sizes on both sides of the number of pixels: mapped event by event, and through a table."""
+    store = RaggedEvents.from_events([make_events(seed, size)])
+    rng = np.random.default_rng(seed)
+    options = {
+        "time_bins": 3,
+        "affine": np.eye(2, 3) + rng.normal(0, 0.2, (2, 3)),
+        "warp": rng.normal(0, 2, (1, 2, knots, knots)),
+        "out_size": (20, 30),
+    }
+    got = store.frames(**options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_kernels, "_compiled", None)
+        assert np.array_equal(got, store.frames(**options))
+
+
 def test_arguments_are_checked(store):
+    with pytest.raises(SpikingError, match=r"warp: got shape \[5, 2, 1, 1\]; expected \[5, 2, K, K\] with K >= 2"):
+        store.frames(time_bins=2, affine=np.eye(2, 3), warp=np.zeros((5, 2, 1, 1)))
+    with pytest.raises(SpikingError, match=r"warp: .* beside an affine map"):
+        store.frames(time_bins=2, warp=np.zeros((5, 2, 3, 3)))
     with pytest.raises(SpikingError, match=r"affine: got shape \[3, 2\]; expected \[2, 3\] or \[5, 2, 3\]"):
         store.frames(time_bins=2, affine=np.zeros((3, 2)))
     with pytest.raises(SpikingError, match="time_bins: got 0"):

@@ -4,11 +4,11 @@ import gzip
 
 import numpy as np
 import pytest
-
 from spiking.datasets import NMNIST, SimulatedNMNIST
 from spiking.datasets.events import decode_bin
 from spiking.datasets.idx import read_idx
 from spiking.datasets.simulate import Camera, simulate, sklearn_digits
+
 from spiking.errors import SpikingError
 
 

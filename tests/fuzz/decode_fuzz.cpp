@@ -1,6 +1,6 @@
-// Fuzzes decode.h: decoder, framing straight from bytes, framing of arrays through a map of the pixels. Built with libFuzzer it is
-// a usual target; without, main() mutates inputs of its own: decode_fuzz SECONDS [SEED]. The invariants below must hold for any
-// input; the sanitizers watch the rest.
+// Fuzzes decode.h: decoder, framing straight from bytes, framing of arrays through a map of the pixels. Built with
+// libFuzzer it is a usual target; without, main() mutates inputs of its own: decode_fuzz SECONDS [SEED]. The invariants
+// below must hold for any input; the sanitizers watch the rest.
 #include "decode.h"
 
 #include <chrono>
@@ -27,7 +27,8 @@ std::unique_ptr<T[]> exact(int64_t n) {
 }
 
 template <class Out>
-void frames(const uint8_t* bytes, int64_t size, const ev::Cut& cut, int64_t width, int64_t height, int64_t channels, bool clip) {
+void frames(const uint8_t* bytes, int64_t size, const ev::Cut& cut, int64_t width, int64_t height, int64_t channels,
+            bool clip) {
     const int64_t words = size / ev::word_bytes;
     auto out = exact<Out>(cut.bins * channels * width * height);
     auto t = exact<int64_t>(words), edges = exact<int64_t>(2 * cut.bins + 2);
@@ -43,7 +44,8 @@ void frames(const uint8_t* bytes, int64_t size, const ev::Cut& cut, int64_t widt
 }
 
 template <class Time>
-void arrays(const uint8_t* bytes, int64_t words, int64_t width, int64_t height, const ev::Cut& cut, const double* map, bool unordered) {
+void arrays(const uint8_t* bytes, int64_t words, int64_t width, int64_t height, const ev::Cut& cut, const ev::Map* map,
+            bool unordered) {
     auto t = exact<Time>(words);
     auto x = exact<int16_t>(words), y = exact<int16_t>(words);
     auto p = exact<uint8_t>(words);
@@ -52,15 +54,16 @@ void arrays(const uint8_t* bytes, int64_t words, int64_t width, int64_t height, 
     demand(scan.outside < scan.events && scan.backwards < scan.events, "a fault beyond the last event");
     const int64_t n = scan.events;
     if (scan.outside < 0)
-        for (int64_t i = 0; i < n; ++i) demand(x[i] >= 0 && y[i] >= 0 && p[i] <= 1, "an event outside that was not told");
+        for (int64_t i = 0; i < n; ++i)
+            demand(x[i] >= 0 && y[i] >= 0 && p[i] <= 1, "an event outside that was not told");
     if (unordered && n > 1) std::swap(t[0], t[n - 1]);
     const int64_t to_width = map ? 1 + width / 2 : width, to_height = map ? 1 + height / 2 : height;
     auto out = exact<float>(cut.bins * 2 * to_width * to_height);
     auto table = exact<int32_t>(map ? width * height : 0);
     auto edges = exact<int64_t>(2 * cut.bins + 2);
     const ev::Frames<float> target{out.get(), 2 * to_width * to_height, to_width, to_height, 2};
-    const ev::Fault fault =
-        ev::arrays_to_frames(t.get(), x.get(), y.get(), p.get(), n, width, height, map, cut, false, target, table.get(), edges.get());
+    const ev::Fault fault = ev::arrays_to_frames(t.get(), x.get(), y.get(), p.get(), n, width, height, map, cut, false,
+                                                 target, table.get(), edges.get());
     double sum = 0;
     for (int64_t i = 0; i < cut.bins * target.size(); ++i) sum += double(out[size_t(i)]);
     if (fault == ev::Fault::none) demand(sum <= double(n), "more events in frames than there are");
@@ -93,6 +96,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         if (flags & 32) std::memcpy(&m, &bits, sizeof m);   // any double: infinities and NaN too
         else m = double(bits - 128) / 64.0;
     }
+    double warp[2 * 3 * 3];
+    for (double& d : warp) d = double(number(data, size, 1) - 128) / 16.0;
+    const ev::Map affine{map}, warped{map, warp, 3};
     const auto bytes = exact<uint8_t>(int64_t(size));
     if (size) std::memcpy(bytes.get(), data, size);
     const int64_t n = int64_t(size), words = n / ev::word_bytes;
@@ -100,7 +106,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     frames<int32_t>(bytes.get(), n, cut, width, height, channels, flags & 128);
     frames<int16_t>(bytes.get(), n - n % ev::word_bytes, cut, width, height, channels, flags & 128);
     arrays<int64_t>(bytes.get(), words, width, height, cut, nullptr, flags & 4);
-    arrays<int32_t>(bytes.get(), words, width, height, cut, map, flags & 4);
+    arrays<int32_t>(bytes.get(), words, width, height, cut, flags & 1 ? &affine : &warped, flags & 4);
     return 0;
 }
 
@@ -109,7 +115,9 @@ int main(int argc, char** argv) {
     const double seconds = argc > 1 ? std::atof(argv[1]) : 10.0;
     std::mt19937_64 draw(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1);
     const auto begin = std::chrono::steady_clock::now();
-    const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+    const auto elapsed = [&] {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    };
     const auto below = [&](uint64_t n) { return n ? draw() % n : 0; };
     std::vector<uint8_t> input;
     uint64_t runs = 0;
@@ -121,7 +129,8 @@ int main(int argc, char** argv) {
             uint64_t t = below(1000);
             for (uint64_t i = below(300); i > 0; --i) {
                 t += below(2000);
-                const uint8_t word[] = {uint8_t(below(20)), uint8_t(below(20)), uint8_t((t >> 16 & 127) | below(2) << 7), uint8_t(t >> 8), uint8_t(t)};
+                const uint8_t word[] = {uint8_t(below(20)), uint8_t(below(20)),
+                                        uint8_t((t >> 16 & 127) | below(2) << 7), uint8_t(t >> 8), uint8_t(t)};
                 input.insert(input.end(), word, word + 5);
             }
         }
@@ -138,7 +147,8 @@ int main(int argc, char** argv) {
         }
         LLVMFuzzerTestOneInput(input.data(), input.size());
     }
-    std::printf("decode_fuzz: %llu inputs in %.0f s, nothing broken\n", static_cast<unsigned long long>(runs), elapsed());
+    std::printf("decode_fuzz: %llu inputs in %.0f s, nothing broken\n", static_cast<unsigned long long>(runs),
+                elapsed());
     return 0;
 }
 #endif

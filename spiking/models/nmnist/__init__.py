@@ -8,5 +8,16 @@ Source of the data: Orchard et al. 2015 (arXiv 1507.07629).
 from spiking.models.nmnist.config import FrameConfig, NMNISTConfig, Recipe
 from spiking.models.nmnist.data import EventBatches
 from spiking.models.nmnist.model import NMNISTNet, objective
+from spiking.models.nmnist.run import build, hold_out, proportion
 
-__all__ = ["EventBatches", "FrameConfig", "NMNISTConfig", "NMNISTNet", "Recipe", "objective"]
+__all__ = [
+    "EventBatches",
+    "FrameConfig",
+    "NMNISTConfig",
+    "NMNISTNet",
+    "Recipe",
+    "build",
+    "hold_out",
+    "objective",
+    "proportion",
+]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spiking.errors import SpikingError
+from spiking.functional import Reset
 from spiking.training import TrainConfig
 
 
@@ -38,11 +39,11 @@ class NMNISTConfig:
     dropout: float = 0.0
     beta: float = 0.5
     threshold: float = 1.0
-    reset: str = "subtract"
+    reset: Reset = "subtract"
     detach_reset: bool = True
     surrogate_alpha: float = 2.0
     output_beta: float = 0.9
-    output_reset: str = "none"
+    output_reset: Reset = "none"
     readout: str = "membrane"
     classes: int = 10
 
@@ -70,7 +71,8 @@ class FrameConfig:
 
     `saccades`: "undo" shifts each event back by the known motion of the camera, which makes the digit stand still; "keep"
     leaves events where the sensor saw them. `counts`: "log" takes log(1 + n), "clip" 0 or 1, "linear" n.
-    Augmentation, each drawn evenly from ± its value: rotation in degrees, zoom and shear as a ratio, shift in pixels.
+    Augmentation, each drawn evenly from ± its value: rotation in degrees, zoom and shear as a ratio, shift in pixels; `elastic`
+    is the standard deviation, in pixels, of a smooth random displacement (5×5 knots over the sensor).
     """
 
     time_bins: int = 6
@@ -81,6 +83,7 @@ class FrameConfig:
     zoom: float = 0.1
     shear: float = 0.15
     shift: float = 2.0
+    elastic: float = 1.2
 
     def __post_init__(self) -> None:
         _check(
@@ -93,6 +96,7 @@ class FrameConfig:
                 "zoom": (0, 0.9),
                 "shear": (0, 1),
                 "shift": (0, 17),
+                "elastic": (0, 10),
             },
         )
 

@@ -14,11 +14,13 @@ from spiking.training import seed_for
 
 SIDE = 34  # pixels of the sensor
 CENTRE = (SIDE - 1) / 2
-SUBPIXELS = 8  # stored steps a pixel, once the camera's motion is undone
+KNOTS = 5  # of the elastic displacement, along each side
+SUBPIXELS = 3  # stored steps a pixel, once the camera's motion is undone; odd, so that none lies between two pixels
+MARGIN = 5  # pixels around the sensor into which the motion carries events
 
 
 def undo_saccades(events: Any) -> Any:
-    """The same recordings with the camera's motion taken out, at 1/8 pixel: the digit stands still, in the middle.
+    """The same recordings with the camera's motion taken out, to a third of a pixel: the digit stands still, in the middle.
 
         x + 4 − 3.5u, y + 2 − 7u;   x + 0.5 − 3.5u, y − 5 + 7u;   x − 3 + 7u, y + 2     (u = (t − start) / 105 ms)
 
@@ -35,13 +37,10 @@ def undo_saccades(events: Any) -> Any:
     dx = np.choose(leg, [-3.5 * u, -3.5 - 3.5 * u, -7 + 7 * u]) + 4.0
     dy = np.choose(leg, [-7 * u, -7 + 7 * u, 0 * u]) + 2.0
     # Shifted by a margin, so that what leaves the sensor stays representable; the frames cut it off.
-    x = np.rint((events.x + dx + _MARGIN) * SUBPIXELS)
-    y = np.rint((events.y + dy + _MARGIN) * SUBPIXELS)
-    side = (SIDE + 2 * _MARGIN) * SUBPIXELS
+    x = np.rint((events.x + dx + MARGIN) * SUBPIXELS)
+    y = np.rint((events.y + dy + MARGIN) * SUBPIXELS)
+    side = (SIDE + 2 * MARGIN) * SUBPIXELS
     return type(events)(events.t, x, y, events.p, events.offsets, (side, side, 2), events.labels)
-
-
-_MARGIN = 8  # pixels around the sensor
 
 
 class EventBatches:
@@ -67,7 +66,7 @@ class EventBatches:
         self.events = undo_saccades(events) if config.saccades == "undo" else events
         self.seed, self.threads = seed, threads
         self.indices = np.arange(len(events)) if indices is None else np.asarray(indices)
-        self._table: tuple[int | None, np.ndarray] = (None, np.empty(0))
+        self._draws: tuple[int | None, np.ndarray, np.ndarray] = (None, np.empty(0), np.empty(0))
 
     def subset(self, indices: Any) -> EventBatches:
         """Some of the recordings, sharing the stored events; a recording keeps its augmentation."""
@@ -80,11 +79,13 @@ class EventBatches:
 
     def batch(self, indices: np.ndarray, epoch: int | None) -> tuple[Tensor, Tensor]:
         which, c = self.indices[indices], self.config
+        affine, warp = self._maps(which, epoch)
         frames = self.events.frames(
             which,
             time_bins=c.time_bins,
             t_window=(0, c.window_us - 1),
-            affine=self._maps(which, epoch),
+            affine=affine,
+            warp=warp,
             out_size=(SIDE, SIDE),
             clip=c.counts == "clip",
             time_major=True,
@@ -94,18 +95,23 @@ class EventBatches:
         x = torch.from_numpy(frames)
         return (x.log1p_() if c.counts == "log" else x), torch.from_numpy(self.labels[which].astype(np.int64))
 
-    def _maps(self, which: np.ndarray, epoch: int | None) -> np.ndarray:
-        """Affine maps [B, 2, 3] from stored coordinates to pixels."""
+    def _maps(self, which: np.ndarray, epoch: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Affine maps [B, 2, 3] from stored coordinates to pixels, and displacements [B, 2, K, K] after them."""
+        warp = None
+        c = self.config
         maps = np.tile(np.eye(2), (len(which), 1, 1))
         shift = np.zeros((len(which), 2))
         if epoch is not None:
-            if self._table[0] != epoch:
+            if self._draws[0] != epoch:
                 rng = np.random.default_rng(seed_for(self.seed, 2, epoch))
-                self._table = (epoch, rng.uniform(-1, 1, (len(self.labels), 6)))
-            maps, shift = self._augmented(self._table[1][which])
-        scale, margin = (SUBPIXELS, _MARGIN) if self.config.saccades == "undo" else (1, 0)
+                n = len(self.labels)
+                self._draws = (epoch, rng.uniform(-1, 1, (n, 6)), rng.standard_normal((n, 2, KNOTS, KNOTS)))
+            _, even, normal = self._draws
+            warp = c.elastic * normal[which] if c.elastic else None
+            maps, shift = self._augmented(even[which])
+        scale, margin = (SUBPIXELS, MARGIN) if self.config.saccades == "undo" else (1, 0)
         offset = CENTRE + shift - (maps @ np.full((2, 1), CENTRE + margin))[:, :, 0]
-        return np.concatenate([maps / scale, offset[:, :, None]], axis=2)
+        return np.concatenate([maps / scale, offset[:, :, None]], axis=2), warp
 
     def _augmented(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rotation · zoom · shear about the centre [B, 2, 2], and shift [B, 2], from numbers in -1…1."""

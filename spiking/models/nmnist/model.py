@@ -1,6 +1,7 @@
 """The N-MNIST networks: frames [T, B, 2, 34, 34] in, output spikes [T, B, 10] out."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def objective(label_smoothing: float = 0.0) -> Any:
     """Cross-entropy on what the network decides by: the mean membrane, or the spike count."""
 
     def judge(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
-        config = getattr(model, "module", model).config
+        config: Any = getattr(model, "module", model).config  # .module: behind a distributed wrapper
         if config.readout == "rate":
             scores = model(x).float().sum(0)
         else:
@@ -113,7 +114,11 @@ def _neuron(config: NMNISTConfig) -> LIF:
 
 def _conv_layers(config: NMNISTConfig) -> list[tuple[str, nn.Module]]:
     pool = {"max": layer.MaxPool2d, "avg": layer.AvgPool2d}[config.pool]
-    norm = {"batch": layer.BatchNorm2d, "td": lambda n: layer.TDBatchNorm2d(n, threshold=config.threshold)}.get(config.norm)
+    kinds: dict[str, Callable[[int], nn.Module]] = {
+        "batch": layer.BatchNorm2d,
+        "td": lambda n: layer.TDBatchNorm2d(n, threshold=config.threshold),
+    }
+    norm = kinds.get(config.norm)
     layers: list[tuple[str, nn.Module]] = []
     for i, (before, after) in enumerate(((2, 12), (12, 32)), start=1):
         layers.append((f"conv{i}", layer.Conv2d(before, after, 5, bias=norm is None)))
@@ -124,7 +129,11 @@ def _conv_layers(config: NMNISTConfig) -> list[tuple[str, nn.Module]]:
 
 
 def _mlp_layers(config: NMNISTConfig) -> list[tuple[str, nn.Module]]:
-    norm = {"batch": layer.BatchNorm1d, "td": lambda n: layer.TDBatchNorm1d(n, threshold=config.threshold)}.get(config.norm)
+    kinds: dict[str, Callable[[int], nn.Module]] = {
+        "batch": layer.BatchNorm1d,
+        "td": lambda n: layer.TDBatchNorm1d(n, threshold=config.threshold),
+    }
+    norm = kinds.get(config.norm)
     layers: list[tuple[str, nn.Module]] = [
         ("flatten1", layer.Flatten()),
         ("linear1", layer.Linear(2 * 34 * 34, config.hidden, bias=norm is None)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,14 +81,15 @@ def batches(recipe: Recipe, events: Any) -> EventBatches:
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices for training and for validation, with the same mix of classes."""
+    """Indices for training and for validation, with the same mix of classes; of each class one at least is held out."""
     everything = np.arange(len(labels))
     if share == 0:
         return everything, everything[:0]
     from sklearn.model_selection import train_test_split
 
+    n = max(round(share * len(labels)), len(np.unique(labels)))
     try:
-        train, held_out = train_test_split(everything, test_size=share, random_state=seed, stratify=labels)
+        train, held_out = train_test_split(everything, test_size=n, random_state=seed, stratify=labels)
     except ValueError as err:
         raise SpikingError(f"Recipe.validation: got {share} of {len(labels)} recordings: {err}") from err
     return np.sort(train), np.sort(held_out)
@@ -133,10 +135,17 @@ def train(
 
 
 def cross_validate(
-    recipe: Recipe, recordings: Recordings, folds: int, out: Path, resume: bool = False, display: Display | None = None
+    recipe: Recipe,
+    recordings: Recordings,
+    folds: int,
+    out: Path,
+    resume: bool = False,
+    display: Display | None = None,
+    network: Callable[[Recipe, int], NMNISTNet] = build,
 ) -> dict[str, Any]:
     """Train `folds` networks on all recordings but a fold each, for the number of epochs in the recipe, and test each on
     the fold left out. folds.npz holds the assignment, predictions.npz every recording's prediction by every method.
+    `network(recipe, fold)` makes the network of a fold, the recipe's own where it is not given.
     """
     from sklearn.model_selection import StratifiedKFold
 
@@ -156,7 +165,9 @@ def cross_validate(
     predicted = {name: np.empty(len(labels), np.int64) for name in ("spiking", "logistic_regression", "svm")}
     per_fold = []
     for k, (training, left_out) in enumerate(splits):
-        trainer = Trainer(build(recipe, k), objective(recipe.label_smoothing), recipe.train, out / f"fold-{k}", display)
+        trainer = Trainer(
+            network(recipe, k), objective(recipe.label_smoothing), recipe.train, out / f"fold-{k}", display
+        )
         trainer.display.message(f"fold {k + 1} of {folds}: {len(training)} recordings, tested on {len(left_out)}")
         path = trainer.checkpoint_path
         trainer.fit(data.subset(training), resume=resume and path is not None and path.exists())
@@ -165,7 +176,7 @@ def cross_validate(
             predicted[name][left_out] = fit(few_bins[training], labels[training], few_bins[left_out])
         per_fold.append({name: float((p == labels)[left_out].mean()) for name, p in predicted.items()})
         trainer.display.message("  ".join(f"{name} {100 * value:.1f} %" for name, value in per_fold[-1].items()))
-    np.savez(out / "predictions.npz", label=labels, fold=fold_of, **predicted)
+    np.savez(out / "predictions.npz", label=labels, fold=fold_of, **predicted)  # type: ignore[arg-type]
     metrics = {
         **_facts(recipe, recordings),
         "folds": folds,
@@ -222,11 +233,14 @@ def _draw(found: Evaluation, out: Path) -> None:
 
     matrix = confusion_matrix(found.labels, found.predictions, labels=np.arange(found.logits.shape[1]))
     for name, axes in (("confusion", plot.confusion_matrix(matrix)), ("firing_rates", plot.firing_rates(found.rates))):
+        figure: Any = axes.figure
         for suffix in ("png", "svg"):
-            axes.figure.savefig(out / f"{name}.{suffix}", dpi=150)
+            figure.savefig(out / f"{name}.{suffix}", dpi=150)
 
 
-def _price(model: NMNISTNet, test: EventBatches, out: Path, recordings: Recordings, accuracy: Proportion) -> dict[str, Any]:
+def _price(
+    model: NMNISTNet, test: EventBatches, out: Path, recordings: Recordings, accuracy: Proportion
+) -> dict[str, Any]:
     """Trace of some test recordings, and what the 45 nm estimate makes of it."""
     from spiking import hw_models, record
 

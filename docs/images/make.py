@@ -1,0 +1,90 @@
+"""Make the pictures of README and docs: python docs/images/make.py [RUN]
+
+report.png is the top of the report of a finished run (runs/nmnist-1, say) as a browser shows it, and is made where RUN is given;
+membrane.png, surrogates.png and frames.png need the library only.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+import spiking
+from spiking import datasets, plot, surrogate
+from spiking.errors import SpikingError
+
+HERE = Path(__file__).parent
+DPI = 110
+
+
+def report(page: Path, picture: Path, width: int = 1000, height: int = 1090) -> None:
+    """A photograph of the first screen of a page."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        raise SpikingError(f"{picture}: found no chromium; expected a browser that takes pictures. Install chromium.")
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "shot.png"
+        subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=3000",
+             f"--window-size={width},{height}", f"--screenshot={shot}", page.resolve().as_uri()],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        shutil.move(shot, picture)
+
+
+def membrane(picture: Path) -> None:
+    """One neuron under one input, with each of the three resets."""
+    x = torch.full((30, 1, 1), 0.3)
+    x[18:] = 0
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    for ax, reset in zip(figure.subplots(3, 1, sharex=True), ("subtract", "zero", "none")):
+        layer, state, potentials, spikes = spiking.LIF(beta=0.9, reset=reset), None, [], []
+        for x_t in x:
+            s, state = layer.step(x_t, state)
+            potentials.append(state.v)
+            spikes.append(s)
+        plot.membrane(torch.stack(potentials)[:, 0], ax, threshold=1.0, spikes=torch.stack(spikes)[:, 0])
+        ax.set_title(f'reset="{reset}"', loc="left", fontsize=9)
+        ax.set_ylabel("v")
+        ax.label_outer()
+    figure.savefig(picture, dpi=DPI)
+
+
+def surrogates(picture: Path) -> None:
+    """Every surrogate with its default parameters."""
+    u = torch.linspace(-2, 2, 801)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots(2, 5, sharex=True, sharey=True).flat
+    for ax, kind in zip(axes, surrogate.ALL):
+        ax.plot(u, kind().grad(u), color="#1b2a3a")
+        ax.set_title(kind.__name__, fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("u = h - threshold", fontsize=9)
+    figure.supylabel("ds/du", fontsize=9)
+    figure.savefig(picture, dpi=DPI)
+
+
+def frames(picture: Path) -> None:
+    """One simulated recording in nine time bins: three a saccade."""
+    with tempfile.TemporaryDirectory() as folder:
+        recordings = datasets.SimulatedNMNIST(train=False, limit=6, cache_dir=folder)
+        events, _ = recordings[5]
+    figure = plot.frames(datasets.ToFrames(time_bins=9)(events))
+    figure.savefig(picture, dpi=DPI)
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+        raise SystemExit(__doc__)
+    for make in (membrane, surrogates, frames):
+        make(HERE / f"{make.__name__}.png")
+    if arguments:
+        report(Path(arguments[0]) / "report.html", HERE / "report.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

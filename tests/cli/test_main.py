@@ -1,0 +1,107 @@
+"""The command itself: version, help, verbs that cannot be loaded, and how quickly it is there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spiking.cli import doctor, main
+
+COMMAND = str(Path(sys.executable).with_name("spiking"))
+
+
+def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["spiking", *arguments])
+    code = 0
+    try:
+        main.run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_version_is_the_packages(monkeypatch, capsys):
+    import spiking
+
+    assert call(monkeypatch, capsys, "--version") == (0, f"spiking {spiking.__version__}\n", "")
+
+
+def test_help_lists_every_verb(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "--help")
+    assert code == 0
+    assert all(verb in out for verb in main.VERBS)
+    assert "Not available" not in out
+
+
+def test_help_teaches(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "train", "nmnist", "--help")
+    assert code == 0
+    for needed in ("spiking train nmnist --resume", "10.17632/468j46mzdv.1", "test.zip", "SIMULATED", "exit code 130"):
+        assert needed in " ".join(out.split())
+
+
+def test_a_verb_that_cannot_be_loaded_says_why_and_breaks_no_other(monkeypatch, capsys):
+    monkeypatch.setitem(main.VERBS, "broken", "spiking.cli.no_such_module")
+    code, _, err = call(monkeypatch, capsys, "broken", "x", "--y")
+    assert code == 2
+    assert err.startswith("spiking: spiking broken: not available here: No module named 'spiking.cli.no_such_module'")
+    assert err.count("\n") == 1
+    code, out, _ = call(monkeypatch, capsys, "--help")
+    assert code == 0
+    assert "Not available here" in out
+    assert "train" in out
+
+
+@pytest.mark.parametrize("verb", list(main.VERBS))
+def test_every_verb_has_help(monkeypatch, capsys, verb):
+    code, out, _ = call(monkeypatch, capsys, verb, "--help")
+    assert code == 0
+    assert f" {verb} [OPTIONS]" in out
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["train", "nonsense"], ["train", "nmnist", "--epochs", "many"]])
+def test_usage_errors_have_exit_code_2(monkeypatch, capsys, arguments):
+    assert call(monkeypatch, capsys, *arguments)[0] == 2
+
+
+def test_a_real_process_ends_with_one_line_and_code_2(tmp_path):
+    found = subprocess.run(
+        [COMMAND, "train", "nmnist", "--data", "nowhere"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert found.stderr.startswith("spiking: nowhere: no such file or folder")
+    assert found.stderr.count("\n") == 1
+
+
+def test_the_command_loads_only_what_every_verb_needs():
+    code = (
+        "import sys, spiking.cli.main; "
+        "print([m for m in ('matplotlib', 'h5py', 'sklearn', 'accelerate', 'scipy', 'huggingface_hub', 'yaml') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_doctor_prints_a_table_and_json(monkeypatch, capsys):
+    from spiking.cuda_kernels import backend
+
+    code, out, _ = call(monkeypatch, capsys, "doctor")
+    assert code == 0
+    assert "torch" in out
+    code, out, _ = call(monkeypatch, capsys, "doctor", "--json")
+    assert code == 0
+    assert set(json.loads(out)) == set(backend.report())
+
+
+def test_doctor_rows_are_flat_and_readable():
+    facts = {"threads": 2, "cuda": {"not_used": {"cupy": "is not installed"}}, "levels": ["v3", "v2"], "ms": 41.7612}
+    assert list(doctor._rows(facts)) == [
+        ("threads", "2"),
+        ("cuda: not used: cupy", "is not installed"),
+        ("levels", "v3, v2"),
+        ("ms", "41.76"),
+    ]

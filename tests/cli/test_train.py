@@ -1,0 +1,263 @@
+"""`spiking train nmnist`: what it leaves behind, what it says last, and how it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from spiking.datasets import SimulatedNMNIST, write_bin
+
+from spiking import EventTrace
+from spiking.cli import main
+from spiking.models import NMNISTNet
+
+TRAIN, TEST = 60, 30
+SMALL = ("--epochs", "2", "--batch-size", "16", "--time-bins", "4")
+COMMAND = Path(sys.executable).with_name("spiking")
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    """A small folder in N-MNIST's layout, filled with simulated recordings."""
+    root = tmp_path_factory.mktemp("nmnist")
+    for split, n in (("Train", TRAIN), ("Test", TEST)):
+        data = SimulatedNMNIST(train=split == "Train", cache_dir=root / "cache")
+        order = np.argsort(data.labels, kind="stable")
+        for i in order[np.linspace(0, len(order) - 1, n).astype(int)]:
+            folder = root / split / str(data.labels[i])
+            folder.mkdir(parents=True, exist_ok=True)
+            write_bin(folder / f"{i:05d}.bin", data.recording(int(i)))
+    return root
+
+
+@pytest.fixture
+def spiking(monkeypatch, capsys, tmp_path):
+    """Run the command in this process, in an empty folder: exit code, standard output, standard error."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPIKING_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spiking", *map(str, arguments)])
+        code = 0
+        try:
+            main.run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_a_run_leaves_everything_behind_and_ends_with_the_answer(spiking, recordings, tmp_path):
+    code, out, err = spiking("train", "nmnist", "--data", recordings, *SMALL)
+    assert code == 0, err
+    run = tmp_path / "runs" / "nmnist-1"
+    names = {p.name for p in run.iterdir()}
+    assert names >= {
+        "config.yaml", "metrics.jsonl", "metrics.json", "checkpoint.safetensors", "model", "predictions.npz", "trace.h5",
+        "report.html", "report.json", "confusion.png", "confusion.svg", "firing_rates.png", "firing_rates.svg",
+    }  # fmt: skip
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["n_train"] + metrics["n_validation"] == TRAIN
+    assert metrics["n_test"] == TEST
+    last = out.splitlines()[-3:]
+    accuracy = metrics["accuracy"]
+    assert last[0].startswith(f"accuracy {100 * accuracy['value']:.1f} % (95 % interval {100 * accuracy['low']:.1f}–")
+    assert f"linear baseline on the same time bins {100 * metrics['linear_baseline']['value']:.1f} %" in last[0]
+    assert f"{metrics['energy']['ratio']['nominal']:.3g} (interval" in last[1]
+    assert f"{metrics['energy']['n_warnings']} warning" in last[1]
+    assert last[2] == "report: runs/nmnist-1/report.html"
+    assert [line[:9] for line in err.splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    assert EventTrace.load(run / "trace.h5").n_samples == TEST
+    predictions = np.load(run / "predictions.npz")
+    assert (predictions["spiking"] == predictions["label"]).mean() == pytest.approx(accuracy["value"])
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["epochs"] == 2
+    assert "N-MNIST classifier" in (run / "model" / "README.md").read_text()
+    model = NMNISTNet.from_pretrained(run / "model")
+    assert model(torch.zeros(4, 1, 2, 34, 34)).shape == (4, 1, 10)
+
+
+def test_json_prints_the_figures_and_nothing_else(spiking, recordings):
+    code, out, _ = spiking("train", "nmnist", "--data", recordings, *SMALL, "--model", "mlp", "--json", "--seed", "3")
+    assert code == 0
+    metrics = json.loads(out)
+    assert metrics["seed"] == 3
+    assert metrics["recipe"]["model"]["kind"] == "mlp"
+
+
+def test_settings_come_from_defaults_then_the_file_then_the_line(spiking, recordings, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train:\n  epochs: 1\n  lr: 1e-3\n  batch_size: 16\nmodel: {kind: mlp, hidden: 8}\n")
+    code, _, err = spiking("train", "nmnist", "--data", recordings, "--config", file, "--lr", "0.002", "--out", "a")
+    assert code == 0, err
+    resolved = yaml.safe_load(Path("a/config.yaml").read_text())
+    assert resolved["train"]["lr"] == 0.002
+    assert resolved["train"]["epochs"] == 1
+    assert resolved["model"]["hidden"] == 8
+    assert resolved["frames"]["time_bins"] == 6
+    code, _, err = spiking("train", "nmnist", "--config", "a/config.yaml", "--out", "b")
+    assert code == 0, err
+    assert Path("b/config.yaml").read_text() == Path("a/config.yaml").read_text()
+    a, b = (json.loads(Path(run, "metrics.json").read_text()) for run in "ab")
+    assert a["accuracy"] == b["accuracy"]
+    assert a["test_loss"] == b["test_loss"]
+
+
+def test_a_finished_run_is_never_overwritten_and_may_be_resumed(spiking, recordings):
+    arguments = ("train", "nmnist", "--data", recordings, *SMALL, "--model", "mlp", "--out", "here")
+    assert spiking(*arguments)[0] == 0
+    before = Path("here/metrics.json").read_bytes()
+    code, _, err = spiking(*arguments)
+    assert code == 2
+    assert err == "spiking: here: is not empty. Add --resume to go on with the run in it, or name another folder.\n"
+    assert Path("here/metrics.json").read_bytes() == before
+    assert spiking(*arguments, "--resume")[0] == 0
+    code, _, err = spiking("train", "nmnist", "--out", "here", "--resume", "--lr", "0.5")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "got lr=0.5; the run in here was started with 0.004" in err
+
+
+def test_folds_print_every_fold_and_keep_every_prediction(spiking, recordings, tmp_path):
+    code, out, err = spiking(
+        "train", "nmnist", "--data", recordings, *SMALL, "--model", "mlp", "--folds", "3", "--out", "cv"
+    )
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("3-fold cross-validation of 90 recordings, seed 0, 2 epochs fixed beforehand")
+    assert lines[1].startswith("spiking network: ")
+    assert lines[2].startswith("logistic regression, three time bins: ")
+    assert lines[3].startswith("SVM with radial kernel, three time bins: ")
+    assert "95 % interval" in lines[3]
+    found = np.load("cv/predictions.npz")
+    folds = np.load("cv/folds.npz")
+    assert np.array_equal(found["fold"], folds["fold"])
+    assert np.bincount(folds["fold"]).tolist() == [30, 30, 30]
+    metrics = json.loads(Path("cv/metrics.json").read_text())
+    assert metrics["pooled"]["spiking"]["hits"] == int((found["spiking"] == found["label"]).sum())
+    again = spiking("train", "nmnist", "--data", recordings, "--folds", "3", "--out", "cv", "--resume")
+    assert again[0] == 0
+    assert again[1] == out
+
+
+def test_ctrl_c_saves_and_the_resumed_run_gives_the_same_answer(recordings, tmp_path):
+    """Real processes: one undisturbed, one stopped by SIGINT in its second epoch and resumed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SPIKING_CACHE": str(tmp_path / "cache")}
+    arguments = [
+        COMMAND,
+        "train",
+        "nmnist",
+        "--data",
+        recordings,
+        "--epochs",
+        "4",
+        "--batch-size",
+        "2",
+        "--time-bins",
+        "4",
+    ]
+
+    def start(*more: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*map(str, arguments), *more], cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    cut = start("--out", "cut")
+    while not cut.stderr.readline().startswith("epoch 1/4"):
+        assert cut.poll() is None
+    time.sleep(0.05)
+    cut.send_signal(signal.SIGINT)
+    _, err = cut.communicate(timeout=120)
+    assert cut.returncode == 130, err
+    assert "stopped and saved; go on with: spiking train nmnist --out cut --resume" in err
+    assert "Traceback" not in err
+    for process in (start("--out", "whole"), start("--out", "cut", "--resume")):
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    whole, resumed = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("whole", "cut"))
+    for name in ("accuracy", "test_loss", "firing_rates", "best_epoch"):
+        assert whole[name] == resumed[name]
+    a, b = ((tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "cut"))
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere: no such file or folder; expected N-MNIST there."),
+        (["--epochs", "0"], "TrainConfig.epochs: got 0; expected at least 1."),
+        (["--model", "transformer"], 'NMNISTConfig.kind: got "transformer"; expected conv or mlp.'),
+        (["--time-bins", "0"], "FrameConfig.time_bins: got 0; expected 1 to 1000."),
+        (["--mixed-precision", "int4"], 'TrainConfig.mixed_precision: got "int4"; expected no or bf16 or fp16.'),
+        (["--config", "none.yaml"], "none.yaml: no such file or directory; expected a YAML file of settings."),
+        (["--resume"], "--resume: got no --out, and there is no run in runs/; expected a run that was stopped."),
+        (
+            ["--resume", "--out", "x"],
+            "x: there is no run to resume here (no config.yaml). Leave --resume out to start one.",
+        ),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(spiking, arguments, message):
+    code, out, err = spiking("train", "nmnist", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"spiking: {message}")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epoch: 3}", 'mine.yaml: train: unknown setting "epoch"; expected one of epochs,'),
+        ("train: {epoch: 3}", 'Did you mean "epochs"?'),
+        ("train: {epochs: three}", "mine.yaml: train: epochs: got 'three'; expected a whole number."),
+        ("train: {epochs: true}", "mine.yaml: train: epochs: got True; expected a whole number."),
+        ("train: 3", "mine.yaml: train: got 3; expected settings of its own, indented below it."),
+        ("[1, 2]", "mine.yaml: got a list; expected settings as `name: value` lines."),
+        ("a: [", "mine.yaml: not a YAML file: "),
+    ],
+)
+def test_a_wrong_setting_in_a_file_is_named(spiking, text, message):
+    Path("mine.yaml").write_text(text)
+    code, _, err = spiking("train", "nmnist", "--config", "mine.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+def test_too_many_folds_are_refused_by_the_rarest_class(spiking, recordings):
+    code, _, err = spiking("train", "nmnist", "--data", recordings, "--folds", "50")
+    assert code == 2
+    assert "--folds: got 50; expected 2 to 9, the recordings of the rarest class." in err
+
+
+def test_a_damaged_recording_is_named_with_its_byte(spiking, recordings, tmp_path):
+    import shutil
+
+    root = tmp_path / "damaged"
+    shutil.copytree(recordings, root)
+    victim = next((root / "Train" / "3").iterdir())
+    victim.write_bytes(victim.read_bytes()[:-3])
+    code, _, err = spiking("train", "nmnist", "--data", root)
+    assert (code, err.count("\n")) == (2, 1)
+    assert str(victim) in err
+    assert "2 of the 5 bytes of an event" in err
+
+
+def test_a_damaged_checkpoint_is_named(spiking, recordings):
+    arguments = ("train", "nmnist", "--data", recordings, *SMALL, "--model", "mlp", "--out", "here")
+    assert spiking(*arguments)[0] == 0
+    file = Path("here/checkpoint.safetensors")
+    file.write_bytes(file.read_bytes()[:-7])
+    code, _, err = spiking(*arguments, "--resume")
+    assert code == 2
+    assert "here/checkpoint.safetensors: not a whole safetensors file" in err.splitlines()[-1]

@@ -1,0 +1,56 @@
+"""The examples run, and the training script gives the command's result."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(monkeypatch, capsys, name: str, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_own_network_learns_and_streams(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "own_network.py")
+    accuracy = float(next(line for line in out.splitlines() if line.startswith("accuracy")).split()[4])
+    assert accuracy > 95
+    assert "t=7  output spikes" in out
+
+
+def test_train_nmnist_runs_quickly_and_says_that_it_is_simulated(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "train_nmnist.py", "--quick")
+    assert "SIMULATED accuracy" in out
+    assert "SNN/ANN energy" in out
+
+
+@pytest.mark.slow
+def test_train_nmnist_has_the_commands_result(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "train_nmnist.py", "--epochs", "2")
+    command = Path(sys.executable).with_name("spiking")
+    environment = {"OMP_NUM_THREADS": "1", "HOME": str(Path.home())}
+    found = subprocess.run(
+        [command, "train", "nmnist", "--epochs", "2", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    accuracy = json.loads(found.stdout)["accuracy"]
+    assert f"{accuracy['hits']} of {accuracy['n']}" in out
