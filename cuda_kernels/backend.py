@@ -172,6 +172,8 @@ def choose(device: torch.device) -> Choice:
 
 def report() -> dict[str, Any]:
     """Facts for `spiking doctor`: backends and reasons, instruction sets, threads, arena, cost of fresh memory."""
+    from .cuda import compile
+
     module = compiled()
     device = torch.device("cpu")
     facts: dict[str, Any] = {
@@ -180,6 +182,7 @@ def report() -> dict[str, Any]:
         "cpu": choose(device).__dict__,
         "cuda": choose(torch.device("cuda")).__dict__ if torch.cuda.is_available() else "torch sees no CUDA device",
         "cupy": importlib.util.find_spec("cupy") is not None,
+        "nvrtc": compile.nvrtc_version() or compile.why_not(),
     }
     if module is not None:
         probe = 64 << 20
