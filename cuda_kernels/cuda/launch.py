@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from spiking.cuda_kernels.ops import CHUNK, KINDS, RESETS, SAVES
+from torch import Tensor
 
 from . import compile
 
