@@ -120,14 +120,17 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SPIKING_CACHE") or Path.home() / ".cache" / "spiking")
 
 
-def _why_not_cuda(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return f"the tensors are on {device.type}"
+@functools.cache
+def _missing_for_cuda() -> str | None:
     if importlib.util.find_spec("cupy") is None:
         return "cupy is not installed (pip install spiking[cuda])"
     from .cuda import compile
 
     return compile.why_not()
+
+
+def _why_not_cuda(device: torch.device) -> str | None:
+    return _missing_for_cuda() if device.type == "cuda" else f"the tensors are on {device.type}"
 
 
 def _why_not_cpu(device: torch.device) -> str | None:
