@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(THREADS, 5) neuron_backward(
                     load_saved<flags, save>(saved, at - neurons, cell.threshold, rule, h_before, u_before);
 #pragma unroll
                     for (int k = 0; k < width; ++k) {
-                        const bool fired = reset_delay == 0 && fires<flags>(u_before[k], rule) > T(0);
+                        const T fired = reset_delay ? T(0) : fires<flags>(u_before[k], rule);
                         v[k] = after_spike<reset>(h_before[k], fired, cell.threshold, rule.v_reset);
                     }
                 } else {

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from spiking import functional as F
-from spiking import surrogate
 from spiking.cuda_kernels import backend, memory, ops, reference
 from spiking.cuda_kernels.backend import Choice
 from spiking.cuda_kernels.cuda import compile, launch
 from spiking.cuda_kernels.reference import Rule
+
+from spiking import functional as F
+from spiking import surrogate
 from spiking.errors import SpikingError
 
 HOST = Path(__file__).parent / "host"
