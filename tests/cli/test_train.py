@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -75,8 +76,9 @@ def test_a_run_leaves_everything_behind_and_ends_with_the_answer(spiking, record
     accuracy = metrics["accuracy"]
     assert last[0].startswith(f"accuracy {100 * accuracy['value']:.1f} % (95 % interval {100 * accuracy['low']:.1f}–")
     assert f"linear baseline on the same time bins {100 * metrics['linear_baseline']['value']:.1f} %" in last[0]
-    assert f"{metrics['energy']['ratio']['nominal']:.3g} (interval" in last[1]
+    assert last[1].startswith(f"SNN/ANN energy {metrics['energy']['ratio']['nominal']:.3g} (")
     assert f"{metrics['energy']['n_warnings']} warning" in last[1]
+    assert last[1].endswith(" on digital-45nm")
     assert last[2] == "report: runs/nmnist-1/report.html"
     assert [line[:9] for line in err.splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert EventTrace.load(run / "trace.h5").n_samples == TEST
@@ -114,6 +116,22 @@ def test_settings_come_from_defaults_then_the_file_then_the_line(spiking, record
     assert a["test_loss"] == b["test_loss"]
 
 
+def test_the_number_of_epochs_follows_from_the_number_of_recordings():
+    from spiking.cli.train import _with_epochs
+    from spiking.models.nmnist import Recipe
+
+    class Split(NamedTuple):
+        train: range
+        test: range
+
+    recordings = Split(range(800), range(100))
+    assert _with_epochs(Recipe(), recordings, 0, None, {}).train.epochs == 40
+    assert _with_epochs(Recipe(), recordings, 5, None, {}).train.epochs == 40
+    assert _with_epochs(Recipe(), Split(range(60_000), range(10_000)), 0, None, {}).train.epochs == 5
+    chosen = {"train": {"epochs": 7}}
+    assert _with_epochs(Recipe(), recordings, 0, None, chosen) == Recipe()
+
+
 def test_a_finished_run_is_never_overwritten_and_may_be_resumed(spiking, recordings):
     arguments = ("train", "nmnist", "--data", recordings, *SMALL, "--model", "mlp", "--out", "here")
     assert spiking(*arguments)[0] == 0
@@ -130,11 +148,11 @@ def test_a_finished_run_is_never_overwritten_and_may_be_resumed(spiking, recordi
 
 def test_folds_print_every_fold_and_keep_every_prediction(spiking, recordings, tmp_path):
     code, out, err = spiking(
-        "train", "nmnist", "--data", recordings, *SMALL, "--model", "mlp", "--folds", "3", "--out", "cv"
+        "train", "nmnist", "--data", recordings, *SMALL, "--model", "mlp", "--folds", "2", "--out", "cv"
     )
     assert code == 0, err
     lines = out.splitlines()
-    assert lines[0].startswith("3-fold cross-validation of 90 recordings, seed 0, 2 epochs fixed beforehand")
+    assert lines[0].startswith("2-fold cross-validation of 90 recordings, seed 0, 2 epochs fixed beforehand")
     assert lines[1].startswith("spiking network: ")
     assert lines[2].startswith("logistic regression, three time bins: ")
     assert lines[3].startswith("SVM with radial kernel, three time bins: ")
@@ -142,10 +160,10 @@ def test_folds_print_every_fold_and_keep_every_prediction(spiking, recordings, t
     found = np.load("cv/predictions.npz")
     folds = np.load("cv/folds.npz")
     assert np.array_equal(found["fold"], folds["fold"])
-    assert np.bincount(folds["fold"]).tolist() == [30, 30, 30]
+    assert np.bincount(folds["fold"]).tolist() == [45, 45]
     metrics = json.loads(Path("cv/metrics.json").read_text())
     assert metrics["pooled"]["spiking"]["hits"] == int((found["spiking"] == found["label"]).sum())
-    again = spiking("train", "nmnist", "--data", recordings, "--folds", "3", "--out", "cv", "--resume")
+    again = spiking("train", "nmnist", "--data", recordings, "--folds", "2", "--out", "cv", "--resume")
     assert again[0] == 0
     assert again[1] == out
 
@@ -222,6 +240,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(spiking, arguments, message):
         ("train: {epoch: 3}", 'Did you mean "epochs"?'),
         ("train: {epochs: three}", "mine.yaml: train: epochs: got 'three'; expected a whole number."),
         ("train: {epochs: true}", "mine.yaml: train: epochs: got True; expected a whole number."),
+        ("model: {reset: hard}", "mine.yaml: model: reset: got 'hard'; expected subtract or zero or none."),
         ("train: 3", "mine.yaml: train: got 3; expected settings of its own, indented below it."),
         ("[1, 2]", "mine.yaml: got a list; expected settings as `name: value` lines."),
         ("a: [", "mine.yaml: not a YAML file: "),

@@ -22,6 +22,7 @@ from spiking.models.nmnist.model import NMNISTNet, objective
 from spiking.progress import Display
 from spiking.training import Evaluation, Trainer, seed_for
 
+SEEN = 28_800  # recordings that a run looks at unless told otherwise: 40 epochs of 720
 TRACED = 200  # test recordings that the energy estimate rests on
 INTERVAL = 0.95
 
@@ -68,6 +69,15 @@ def open_recordings(data: str) -> Recordings:
     threads = torch.get_num_threads()
     description = f"{train.describe()} {test.describe()}" if not train.simulated else train.describe()
     return Recordings(train.events(threads), test.events(threads), train.simulated, description)
+
+
+def default_epochs(n: int) -> int:
+    """Epochs that show a network about as many recordings however many there are: fixed before any is looked at.
+
+    >>> default_epochs(720), default_epochs(54_000)
+    (40, 5)
+    """
+    return max(5, round(SEEN / n))
 
 
 def build(recipe: Recipe, *more: int) -> NMNISTNet:
@@ -282,4 +292,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     ckpt.write_atomically(path, (json.dumps(value, indent=2, default=float) + "\n").encode())
 
 
-__all__ = ["Proportion", "Recordings", "build", "cross_validate", "hold_out", "open_recordings", "proportion", "train"]
+__all__ = [
+    "Proportion",
+    "Recordings",
+    "build",
+    "cross_validate",
+    "default_epochs",
+    "hold_out",
+    "open_recordings",
+    "proportion",
+    "train",
+]
