@@ -64,7 +64,7 @@ def nmnist(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     log_with: Annotated[str | None, typer.Option(help="none, tensorboard or wandb.")] = None,
-    folds: Annotated[int, typer.Option(help="Cross-validate over so many folds instead.")] = 0,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate over so many folds instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     from spiking.models.nmnist import run
@@ -73,6 +73,7 @@ def nmnist(
     given = _nested(
         {
             "data": None if data is None else str(data),
+            "folds": folds,
             "model.kind": model,
             "train.epochs": epochs,
             "train.seed": seed,
@@ -88,12 +89,12 @@ def nmnist(
     recipe = _resumed(folder, given) if resume else _recipe(config, given)
     recordings = run.open_recordings(recipe.data)
     if not resume:
-        recipe = _with_epochs(recipe, recordings, folds, config, given)
+        recipe = _with_epochs(recipe, recordings, config, given)
         _start(folder, recipe)
     typer.echo(f"{recordings.description}\nrun in {folder}", err=True)
     try:
-        if folds:
-            metrics = run.cross_validate(recipe, recordings, folds, folder, resume)
+        if recipe.folds:
+            metrics = run.cross_validate(recipe, recordings, folder, resume)
         else:
             metrics = run.train(recipe, recordings, folder, resume)
     except Interrupted as err:
@@ -102,7 +103,7 @@ def nmnist(
     if as_json:
         typer.echo(json.dumps(metrics, indent=2, default=float))
     else:
-        typer.echo("\n".join(_folds_answer(metrics, folder) if folds else _answer(metrics)))
+        typer.echo("\n".join(_folds_answer(metrics, folder) if recipe.folds else _answer(metrics)))
 
 
 def _nested(options: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def _recipe(config: Path | None, given: dict[str, Any]) -> Recipe:
     return override(recipe, given, "spiking train nmnist")
 
 
-def _with_epochs(recipe: Recipe, recordings: Any, folds: int, config: Path | None, given: dict[str, Any]) -> Recipe:
+def _with_epochs(recipe: Recipe, recordings: Any, config: Path | None, given: dict[str, Any]) -> Recipe:
     """The recipe with as many epochs as the number of training recordings calls for, unless file or line say how many."""
     from dataclasses import replace
 
@@ -136,8 +137,8 @@ def _with_epochs(recipe: Recipe, recordings: Any, folds: int, config: Path | Non
     if any("epochs" in (settings.get("train") or {}) for settings in (file, given)):
         return recipe
     n = len(recordings.train) * (1 - recipe.validation)
-    if folds:
-        n = (len(recordings.train) + len(recordings.test)) * (1 - 1 / folds)
+    if recipe.folds:
+        n = (len(recordings.train) + len(recordings.test)) * (1 - 1 / recipe.folds)
     return replace(recipe, train=replace(recipe.train, epochs=default_epochs(round(n))))
 
 

@@ -147,20 +147,19 @@ def train(
 def cross_validate(
     recipe: Recipe,
     recordings: Recordings,
-    folds: int,
     out: Path,
     resume: bool = False,
     display: Display | None = None,
     network: Callable[[Recipe, int], NMNISTNet] = build,
 ) -> dict[str, Any]:
-    """Train `folds` networks on all recordings but a fold each, for the number of epochs in the recipe, and test each on
+    """Train `recipe.folds` networks on all recordings but a fold each, for the number of epochs in the recipe, and test each on
     the fold left out. folds.npz holds the assignment, predictions.npz every recording's prediction by every method.
     `network(recipe, fold)` makes the network of a fold, the recipe's own where it is not given.
     """
     from sklearn.model_selection import StratifiedKFold
 
     events = type(recordings.train).concatenate([recordings.train, recordings.test])
-    labels = np.asarray(events.labels)
+    labels, folds = np.asarray(events.labels), recipe.folds
     smallest = int(np.bincount(labels).min())
     if not 2 <= folds <= smallest:
         raise SpikingError(f"--folds: got {folds}; expected 2 to {smallest}, the recordings of the rarest class.")
