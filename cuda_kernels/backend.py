@@ -1,7 +1,7 @@
 """Which implementation runs on a device, and in one sentence each why the others do not. The only reader of the environment.
 
 Variables: SPIKING_BACKEND (auto, cpu, cuda, reference), SPIKING_LEVEL (v2, v3, v4), SPIKING_ARENA (on, off),
-SPIKING_ARENA_MB (bound of unused memory that the arena keeps).
+SPIKING_ARENA_MB (bound of unused memory that the arena keeps), SPIKING_CACHE (folder of caches, here compiled CUDA kernels).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from spiking.errors import SpikingError
 
-__all__ = ["Choice", "arena_on", "choose", "compiled", "report", "set_arena_limit", "threads"]
+__all__ = ["Choice", "arena_on", "cache_dir", "choose", "compiled", "report", "set_arena_limit", "threads"]
 
 BACKENDS = ("auto", "cpu", "cuda", "reference")
 
@@ -114,12 +115,19 @@ def _arena_limit() -> int:
     return int(given) << 20
 
 
+def cache_dir() -> Path:
+    """Where compiled kernels are kept: SPIKING_CACHE where it is set, else ~/.cache/spiking."""
+    return Path(os.environ.get("SPIKING_CACHE") or Path.home() / ".cache" / "spiking")
+
+
 def _why_not_cuda(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the tensors are on {device.type}"
     if importlib.util.find_spec("cupy") is None:
         return "cupy is not installed (pip install spiking[cuda])"
-    return None
+    from .cuda import compile
+
+    return compile.why_not()
 
 
 def _why_not_cpu(device: torch.device) -> str | None:

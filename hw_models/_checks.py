@@ -53,7 +53,16 @@ def _analogue_inside(found: Estimate) -> Iterator[str]:
 def _direct_coding(found: Estimate) -> Iterator[str]:
     for row in _weights(found, "analogue"):
         if _encodes(row, found.trace):
-            yield f"{row.name} reads analogue input (direct coding): its operations are MACs, not accumulates."
+            yield (
+                f"{row.name} reads analogue input: its operations are MACs, not accumulates"
+                f"{'' if row.repeated_input else _sparse(row)}."
+            )
+
+
+def _sparse(row: LayerTrace) -> str:
+    """How many of a dense layer's MACs meet a non-zero operand."""
+    macs, met = int(row.mac.sum()), int(row.mac_sparse.sum())
+    return f"; hardware that skips zeros would need {met / macs:.0%} of them" if met < macs else ""
 
 
 def _graded(found: Estimate) -> Iterator[str]:

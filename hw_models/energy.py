@@ -120,12 +120,16 @@ class Estimate:
     def summary(self) -> str:
         """The answer in one line: the ratio, both intervals, and the number of warnings."""
         r, s = self.ratio, self.ratio_sampling
-        constants = f"{r.low:.3g}–{r.high:.3g} over the constants" if r.known else "constants without a known interval"
+        constants = (
+            f"{figure(r.low)}–{figure(r.high)} over the constants" if r.known else "constants without a known interval"
+        )
         inputs = (
-            f"{s.low:.3g}–{s.high:.3g} over {self.trace.n_samples} samples" if self.trace.n_samples > 1 else "1 sample"
+            f"{figure(s.low)}–{figure(s.high)} over {self.trace.n_samples} samples"
+            if self.trace.n_samples > 1
+            else "1 sample"
         )
         n = len(self.warnings)
-        return f"SNN/ANN energy {r.nominal:.3g} ({constants}; {inputs}); {n} warning{'s' * (n != 1)}"
+        return f"SNN/ANN energy {figure(r.nominal)} ({constants}; {inputs}); {n} warning{'s' * (n != 1)}"
 
 
 def estimate(
@@ -537,6 +541,15 @@ def _layer_energy(row: LayerTrace, trace: EventTrace, snn: Sequence[Term], ann: 
         spikes=int(row.counts["spikes"].sum()) / n,
         firing_rate=row.firing_rate,
     )
+
+
+def figure(value: float) -> str:
+    """A figure with three significant digits, trailing zeros included.
+
+    >>> figure(2.0), figure(0.2412), figure(128.3)
+    ('2.00', '0.241', '128')
+    """
+    return f"{value:#.3g}".rstrip(".")
 
 
 def si(value: float, unit: str) -> str:

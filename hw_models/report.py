@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from spiking.hw_models.energy import ACCOUNTINGS, SOURCES, Estimate, Interval, reprice, si
+from spiking.hw_models.energy import ACCOUNTINGS, SOURCES, Estimate, Interval, figure, reprice, si
 from spiking.hw_models.hardware import MARKS
 
 from spiking.errors import SpikingError
@@ -280,7 +280,8 @@ def _render(
     )
     environment.filters["si"] = lambda value, unit="": si(value, unit)
     environment.filters["span"] = _span
-    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3g}"
+    environment.filters["figure"] = lambda value: "–" if value is None else figure(value)
+    environment.filters["number"] = lambda value: f"{value:.4g}"
     environment.filters["percent"] = lambda value: f"{100 * value:.3g} %"
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -307,7 +308,7 @@ def _span(interval: Mapping[str, float | None], unit: str) -> str:
     low, high = interval["low"], interval["high"]
     if low is None or high is None or low == high:
         return "not known"
-    return f"{si(low, unit)} – {si(high, unit)}" if unit else f"{low:.3g} – {high:.3g}"
+    return f"{si(low, unit)} – {si(high, unit)}" if unit else f"{figure(low)} – {figure(high)}"
 
 
 def ratio_chart(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -496,7 +497,7 @@ def table(found: Estimate) -> Table:
         ("ANN", "right", si(found.ann.nominal, "J")),
     )
     for name, side, footer in columns:
-        out.add_column(name, justify=side, footer=footer, no_wrap=name != "layer")  # type: ignore[arg-type]
+        out.add_column(name, justify=side, footer=footer, no_wrap=name != "layer", overflow="fold")  # type: ignore[arg-type]
     for row in found.per_layer:
         neuron = row.kind == "neuron"
         out.add_row(

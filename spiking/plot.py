@@ -152,8 +152,8 @@ def animation(
     >>> file = os.path.join(tempfile.mkdtemp(), "events.gif")
     >>> animation(np.eye(3).reshape(3, 1, 1, 3), file, scale=2)
     >>> from PIL import Image
-    >>> image = Image.open(file)
-    >>> image.n_frames, image.size
+    >>> with Image.open(file) as image:
+    ...     image.n_frames, image.size
     (3, (6, 2))
     """
     from PIL import Image

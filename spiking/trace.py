@@ -151,6 +151,11 @@ class LayerTrace:
         return self.counts["syn"] if self.operand_class == "graded" else self.dense * self.calls
 
     @property
+    def mac_sparse(self) -> np.ndarray:
+        """Multiply-accumulates per step on hardware that skips zeros: those that meet a non-zero operand."""
+        return np.minimum(self.mac, self.counts["syn"]) if self.is_weight_layer else self.mac
+
+    @property
     def mac_sample(self) -> np.ndarray:
         """Multiply-accumulates of each sample over its steps, int64 [n_samples]."""
         if self.is_weight_layer and self.operand_class == "graded":

@@ -116,7 +116,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_commands_on_the_pages_exist_with_their_options():
-    import click
+    from typer import Context
     from typer.main import get_command
 
     from spiking.cli.main import app
@@ -126,9 +126,9 @@ def test_commands_on_the_pages_exist_with_their_options():
     for where, words in found:
         command = get_command(app)
         rest = list(words)
-        while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        while hasattr(command, "get_command") and rest and not rest[0].startswith("-"):
             verb = rest.pop(0)
-            inner = command.get_command(click.Context(command), verb)
+            inner = command.get_command(Context(command), verb)
             assert inner is not None, f"{where}: there is no {verb}"
             command = inner
         options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
@@ -163,10 +163,18 @@ def test_every_page_is_reached_from_the_first_and_stands_in_the_menu():
     import yaml
 
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    pages = {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"}
+    pages = {page.name for page in PAGES if page.parent != ROOT} - {"index.md"}
     assert set(re.findall(r"\]\((\w+\.md)\)", index)) >= pages
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     assert {file for entry in menu for file in entry.values()} == pages | {"index.md"}
+
+
+def test_the_documented_command_makes_every_picture():
+    program = (ROOT / "docs/images/make.py").read_text(encoding="utf-8")
+    pictures = {path.stem for path in (ROOT / "docs/images").iterdir() if path.suffix != ".py"}
+    assert pictures == set(re.findall(r"^def (\w+)\(.*picture: Path", program, re.MULTILINE))
+    shown = {name for page in PAGES for name in re.findall(r"images/(\w+)\.png", page.read_text(encoding="utf-8"))}
+    assert shown == pictures
 
 
 # Docstrings

@@ -483,7 +483,6 @@ print(first, chosen, int(frames.sum()), [str(w.message) for w in said])
 """
 
 
-@pytest.mark.slow
 def test_installs_and_runs_without_a_compiler(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()

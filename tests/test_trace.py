@@ -408,6 +408,7 @@ def test_one_analogue_batch_makes_the_run_analogue():
     trace = trace_of(layer, binary(2, 3, 6), torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(0)))
     row = trace.layers[0]
     assert (row.operand_class, row.mac.tolist(), row.ac.sum()) == ("analogue", [72, 72], 0)
+    assert row.mac_sparse.tolist() == row.counts["syn"].tolist()
 
 
 @given(

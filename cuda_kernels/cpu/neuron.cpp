@@ -6,8 +6,8 @@
 #define SPIKING_TEXT_(a) #a
 #define SPIKING_TEXT(a) SPIKING_TEXT_(a)
 
-#include "neuron.h"
 #include "neuron_api.h"
+#include "saved.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -22,16 +22,6 @@ namespace {
 // The state rows of a block stay in L1 while time runs; longer rows help the hardware prefetcher.
 constexpr i64 BLOCK = 1024;
 constexpr i64 RECOMPUTE_BLOCK = 256;
-
-template <class IO> struct StateOf { using type = float; };
-template <> struct StateOf<double> { using type = double; };
-
-SPIKING_FN float widen(float v) { return v; }
-SPIKING_FN double widen(double v) { return v; }
-SPIKING_FN void narrow(float v, float& to) { to = v; }
-SPIKING_FN void narrow(double v, double& to) { to = v; }
-SPIKING_FN void narrow(float v, bf16& to) { to = narrow_bf16(v); }
-SPIKING_FN void narrow(float v, f16& to) { to = narrow_f16(v); }
 
 template <class IO, class T>
 SPIKING_ROW const T* load_row(const IO* from, T* buffer, i64 n) {
@@ -102,25 +92,14 @@ SPIKING_ROW void step_row(const T* __restrict x, States<T> st, Cells<T> cells, c
     }
 }
 
-// 16 bits for u: the sign bit says "no spike", so the spike survives rounding and no spike bits are kept.
 template <class T>
 SPIKING_ROW void encode_row(const T* __restrict h, const T* __restrict threshold, const Rule<T> rule, u16* __restrict out, i64 n) {
-    for (i64 k = 0; k < n; ++k) {
-        const T u = distance<Flags::all>(h[k], threshold[k], rule);
-        const float m = float(magnitude(u));
-        const u32 code = narrow_f16(m > 65504.0f ? 65504.0f : m).raw;
-        const u32 silent = 0x8000u | (code == 0u ? 1u : code);
-        out[k] = u16(fires<Flags::all>(u, rule) > T(0) ? code : silent);
-    }
+    for (i64 k = 0; k < n; ++k) out[k] = encode_half<Flags::all>(h[k], threshold[k], rule);
 }
 
 template <class T>
 SPIKING_ROW void decode_row(const u16* __restrict from, const T* __restrict threshold, const Rule<T> rule, T* __restrict u, T* __restrict h, i64 n) {
-    for (i64 k = 0; k < n; ++k) {
-        const T uk = T(widen(f16{from[k]})), theta = threshold[k];
-        u[k] = uk;
-        h[k] = rule.normalize > T(0) ? (uk + T(1)) * theta : uk + theta;
-    }
+    for (i64 k = 0; k < n; ++k) h[k] = decode_half<Flags::all>(from[k], threshold[k], rule, u[k]);
 }
 
 template <class T>
@@ -136,10 +115,7 @@ template <Reset reset, class T>
 SPIKING_ROW void after_reset_row(const T* __restrict h, const T* __restrict u, const T* __restrict theta, const Rule<T> rule, T* __restrict v,
                                  i64 n) {
     for (i64 k = 0; k < n; ++k) {
-        const T fired = fires<Flags::all>(u[k], rule);
-        v[k] = h[k];
-        if constexpr (reset == Reset::subtract) v[k] = h[k] - theta[k] * fired;
-        if constexpr (reset == Reset::zero) v[k] = fired > T(0) ? rule.v_reset : h[k];
+        v[k] = after_spike<reset>(h[k], fires<Flags::all>(u[k], rule) > T(0), theta[k], rule.v_reset);
     }
 }
 

@@ -1,5 +1,6 @@
 // What the bindings hand to the kernels of one instruction set: plain pointers and numbers, so that this header holds no inline code.
 #pragma once
+#include "chunk.h"
 
 struct NeuronCall {
     // Forward: x [T, N] in `dtype`; everything else in the state's type (double for float64, else float).
@@ -25,8 +26,6 @@ struct NeuronCall {
     bool tie_gt, decay_input, detach_reset, reset_delay, residual_reset, normalize;
     double v_reset, v_leak, beta_adapt, adapt_scale, a, b;
 };
-
-constexpr int CHUNK = 16;      // steps between two saved states where the backward recomputes
 
 struct KernelTable {
     const char* level;

@@ -149,18 +149,18 @@ SPIKING_FN T neuron_adjoint(T x, T h, T u, T slope, T grad_s, T v, T e, T c, T& 
         carry_v = gv;
         return gh;
     } else {
-        T gx = (T(1) - rule.decay_input * beta) * gh;
-        if constexpr (kind == Kind::cuba) {
-            gx = carry_e + gh;
+        const bool resting = c > T(0);
+        T gx = resting ? T(0) : (T(1) - rule.decay_input * beta) * gh;
+        if constexpr (kind == Kind::cuba) {                    // the current flows on while the membrane rests
+            gx = resting ? carry_e : carry_e + gh;
             grad_beta_syn = e * gx;
             carry_e = beta_syn * gx;
         }
-        const bool resting = c > T(0);
         if constexpr (kind == Kind::adaptive) carry_e = rule.beta_adapt * carry_e + (resting ? T(0) : rule.adapt_scale * gtheta);
         grad_beta = resting ? T(0) : (held - rule.decay_input * x - rule.v_leak) * gh;
         grad_threshold = resting ? T(0) : gtheta;
         carry_v = resting ? incoming : gv;
-        return resting ? T(0) : gx;
+        return gx;
     }
 }
 

@@ -94,6 +94,7 @@ def _print(estimates: list[Estimate], files: list[str], html: Path | None) -> No
     from rich.text import Text
 
     from spiking.hw_models import table
+    from spiking.hw_models.energy import figure
     from spiking.hw_models.report import printable
 
     console = Console(soft_wrap=True)
@@ -109,8 +110,8 @@ def _print(estimates: list[Estimate], files: list[str], html: Path | None) -> No
             r = row["ratio"]
             console.print(
                 Text(
-                    f"{files[0]} / {files[1]} on {row['hardware']}: {r['nominal']:.3g} "
-                    f"[{r['low']:.3g}, {r['high']:.3g}]",
+                    f"{files[0]} / {files[1]} on {row['hardware']}: {figure(r['nominal'])} "
+                    f"[{figure(r['low'])}, {figure(r['high'])}]",
                     style="bold",
                 )
             )

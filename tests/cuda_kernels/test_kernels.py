@@ -33,6 +33,7 @@ RULES = {
         f"adaptive-{r}": {"kind": "adaptive", "reset": r, "beta_adapt": 0.8, "adapt_scale": 0.7}
         for r in ("subtract", "zero")
     },
+    "cuba-refractory": {"kind": "cuba", "refractory": 2},
     "adaptive-refractory": {"kind": "adaptive", "refractory": 2, "beta_adapt": 0.8, "adapt_scale": 0.7},
 }
 RECOMPUTE_ONLY = ("cuba", "adaptive", "refractory", "residual")

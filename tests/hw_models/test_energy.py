@@ -303,7 +303,13 @@ def test_w01_analogue_operands_inside():
 
 def test_w02_direct_coding():
     bad = found_by(Chain(), torch.rand(4, 2, 8))
-    assert bad["W02"] == ["first reads analogue input (direct coding): its operations are MACs, not accumulates."]
+    assert bad["W02"] == ["first reads analogue input: its operations are MACs, not accumulates."]
+    sparse = torch.rand(4, 2, 8, generator=torch.Generator().manual_seed(0)) * spikes(4, 2, 8, rate=0.25)
+    share = int((sparse != 0).sum()) / sparse.numel()
+    assert found_by(Chain(), sparse)["W02"] == [
+        "first reads analogue input: its operations are MACs, not accumulates; "
+        f"hardware that skips zeros would need {share:.0%} of them."
+    ]
     assert "W02" not in found_by(Chain(), spikes(4, 2, 8))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from golden_nets import FOLDER, build, recorded
+from spiking.hw_models.energy import figure
 from spiking.hw_models.report import document, playable, ratio_chart
 from typer.testing import CliRunner
 
@@ -154,7 +155,7 @@ def test_sources_are_cited(estimates):
 
 def test_the_page_answers_in_its_order(tmp_path, estimates):
     page, content, _ = written(tmp_path, estimates, title="My net", accuracy=0.972, facts={"linear baseline": "93.0 %"})
-    ratio = f"{content['estimates'][0]['ratio']['nominal']:.3g}"
+    ratio = figure(content["estimates"][0]["ratio"]["nominal"])
     order = [
         "My net",
         "97.2 %",
@@ -365,7 +366,7 @@ def test_the_page_runs_in_a_browser_without_network_or_errors(tmp_path, estimate
     assert seen["log"] == []
     assert seen["console"] == []
     assert [r for r in seen["resources"] if not r.startswith("data:")] == []
-    assert seen["ratio"].startswith(f"{content['estimates'][0]['ratio']['nominal']:.3g}")
+    assert seen["ratio"].startswith(figure(content["estimates"][0]["ratio"]["nominal"]))
     assert seen["frame"] > 1
     assert seen["raster"] > 1
     assert (seen["playing"], seen["bars"]) == ("Pause", 5)
@@ -437,7 +438,7 @@ def test_the_command_compares_two_files(file, tmp_path):
     other = str(tmp_path / "other.h5")
     recorded("mlp").save(other)
     mine, theirs = (hw_models.estimate(EventTrace.load(f)).energy.nominal for f in (file, other))
-    assert f"{file} / {other} on digital-45nm: {mine / theirs:.3g}" in run(file, other)
+    assert f"{file} / {other} on digital-45nm: {figure(mine / theirs)}" in run(file, other)
     content = json.loads(run(file, other, "--json"))
     assert content["comparison"][0]["ratio"]["nominal"] == pytest.approx(mine / theirs)
     assert [e["file"] for e in content["estimates"]] == [file, other]
