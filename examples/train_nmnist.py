@@ -11,27 +11,29 @@ import torch
 
 import spiking
 from spiking import datasets, hw_models
-from spiking.models.nmnist import EventBatches, Recipe, build, hold_out, objective, proportion
+from spiking.models.nmnist import EventBatches, Recipe, build, default_epochs, hold_out, objective, proportion
 from spiking.training import Trainer
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", help="folder or archive with N-MNIST; simulated recordings without it")
-parser.add_argument("--epochs", type=int, default=Recipe().train.epochs)
+parser.add_argument("--epochs", type=int)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--quick", action="store_true", help="one epoch of a hundred recordings, for a look")
 arguments = parser.parse_args()
-
-# Every number has a name and a default: Recipe().model, .frames, .train.
-recipe = Recipe()
-recipe = replace(recipe, train=replace(recipe.train, epochs=arguments.epochs, seed=arguments.seed))
 
 # Recordings are events (t, x, y, p); they become frames [T, B, 2, 34, 34] batch by batch, turned and shifted anew each epoch.
 train, test = datasets.NMNIST(arguments.data, train=True), datasets.NMNIST(arguments.data, train=False)
 print(train.describe())
 train_events, test_events = train.events(), test.events()
 if arguments.quick:
-    recipe = replace(recipe, train=replace(recipe.train, epochs=1))
     train_events, test_events = train_events.select(np.arange(100)), test_events.select(np.arange(50))
+
+# Every number has a name and a default: Recipe().model, .frames, .train.
+recipe = Recipe()
+epochs = (
+    1 if arguments.quick else arguments.epochs or default_epochs(round(len(train_events) * (1 - recipe.validation)))
+)
+recipe = replace(recipe, train=replace(recipe.train, epochs=epochs, seed=arguments.seed))
 frames = EventBatches(train_events, config=recipe.frames, seed=recipe.train.seed)
 test_frames = EventBatches(test_events, config=recipe.frames)
 

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from spiking.errors import SpikingError
 
@@ -72,7 +72,11 @@ def override(config: T, settings: Mapping[str, Any], where: str) -> T:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def _typed(value: Any, kind: type, where: str) -> Any:
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise SpikingError(f"{where}: got {value!r}; expected {' or '.join(get_args(kind))}.")
     if kind is float and not isinstance(value, bool):
         try:
             return float(value)  # YAML takes 1e-3, which has no dot, for text

@@ -49,7 +49,9 @@ def nmnist(
         Path | None, typer.Option(help="Folder or archive with N-MNIST; simulated recordings without it.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="conv (the tutorial network, default) or mlp.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training recordings.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training recordings; about 28,800 recordings in all without it.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; runs/nmnist-1, -2, … without it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
     config: Annotated[
@@ -62,7 +64,7 @@ def nmnist(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     log_with: Annotated[str | None, typer.Option(help="none, tensorboard or wandb.")] = None,
-    folds: Annotated[int, typer.Option(help="Cross-validate over so many folds instead.")] = 0,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate over so many folds instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     from spiking.models.nmnist import run
@@ -71,6 +73,7 @@ def nmnist(
     given = _nested(
         {
             "data": None if data is None else str(data),
+            "folds": folds,
             "model.kind": model,
             "train.epochs": epochs,
             "train.seed": seed,
@@ -86,11 +89,12 @@ def nmnist(
     recipe = _resumed(folder, given) if resume else _recipe(config, given)
     recordings = run.open_recordings(recipe.data)
     if not resume:
+        recipe = _with_epochs(recipe, recordings, config, given)
         _start(folder, recipe)
     typer.echo(f"{recordings.description}\nrun in {folder}", err=True)
     try:
-        if folds:
-            metrics = run.cross_validate(recipe, recordings, folds, folder, resume)
+        if recipe.folds:
+            metrics = run.cross_validate(recipe, recordings, folder, resume)
         else:
             metrics = run.train(recipe, recordings, folder, resume)
     except Interrupted as err:
@@ -99,7 +103,7 @@ def nmnist(
     if as_json:
         typer.echo(json.dumps(metrics, indent=2, default=float))
     else:
-        typer.echo("\n".join(_folds_answer(metrics, folder) if folds else _answer(metrics)))
+        typer.echo("\n".join(_folds_answer(metrics, folder) if recipe.folds else _answer(metrics)))
 
 
 def _nested(options: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +124,22 @@ def _recipe(config: Path | None, given: dict[str, Any]) -> Recipe:
     if config is not None:
         recipe = override(recipe, read_yaml(config), str(config))
     return override(recipe, given, "spiking train nmnist")
+
+
+def _with_epochs(recipe: Recipe, recordings: Any, config: Path | None, given: dict[str, Any]) -> Recipe:
+    """The recipe with as many epochs as the number of training recordings calls for, unless file or line say how many."""
+    from dataclasses import replace
+
+    from spiking.cli.config import read_yaml
+    from spiking.models.nmnist.run import default_epochs
+
+    file = read_yaml(config) if config else {}
+    if any("epochs" in (settings.get("train") or {}) for settings in (file, given)):
+        return recipe
+    n = len(recordings.train) * (1 - recipe.validation)
+    if recipe.folds:
+        n = (len(recordings.train) + len(recordings.test)) * (1 - 1 / recipe.folds)
+    return replace(recipe, train=replace(recipe.train, epochs=default_epochs(round(n))))
 
 
 def _resumed(folder: Path, given: dict[str, Any]) -> Recipe:
@@ -172,15 +192,13 @@ def _answer(metrics: dict[str, Any]) -> list[str]:
     from spiking.models.nmnist.run import Proportion
 
     mark = "SIMULATED " if metrics["simulated"] else ""
-    energy, ratio = metrics["energy"], metrics["energy"]["ratio"]
-    n = energy["n_warnings"]
+    energy = metrics["energy"]
     lines = [metrics["recordings"]] if metrics["simulated"] else []
     return [
         *lines,
         f"{mark}accuracy {Proportion(**metrics['accuracy'])}; "
         f"linear baseline on the same time bins {100 * metrics['linear_baseline']['value']:.1f} %",
-        f"{mark}energy, SNN/ANN on {energy['hardware']}: {ratio['nominal']:.3g} "
-        f"(interval {ratio['low']:.3g}–{ratio['high']:.3g}), {n} warning{'s' * (n != 1)}",
+        f"{mark}{energy['summary']} on {energy['hardware']}",
         f"report: {energy['report']}",
     ]
 

@@ -8,7 +8,7 @@ Source of the data: Orchard et al. 2015 (arXiv 1507.07629).
 from spiking.models.nmnist.config import FrameConfig, NMNISTConfig, Recipe
 from spiking.models.nmnist.data import EventBatches
 from spiking.models.nmnist.model import NMNISTNet, objective
-from spiking.models.nmnist.run import build, hold_out, proportion
+from spiking.models.nmnist.run import build, default_epochs, hold_out, proportion
 
 __all__ = [
     "EventBatches",
@@ -17,6 +17,7 @@ __all__ = [
     "NMNISTNet",
     "Recipe",
     "build",
+    "default_epochs",
     "hold_out",
     "objective",
     "proportion",

@@ -32,7 +32,7 @@ def logistic_regression(train: np.ndarray, labels: np.ndarray, test: np.ndarray)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LogisticRegression(C=0.01, max_iter=300, tol=1e-3).fit(np.sqrt(train), labels)
+        model = LogisticRegression(C=0.01, max_iter=1000).fit(np.sqrt(train), labels)
     return model.predict(np.sqrt(test))
 
 

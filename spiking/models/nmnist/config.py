@@ -70,7 +70,8 @@ class FrameConfig:
     """How events become frames [T, 2, 34, 34], and how training varies them anew each epoch.
 
     `saccades`: "undo" shifts each event back by the known motion of the camera, which makes the digit stand still; "keep"
-    leaves events where the sensor saw them. `counts`: "log" takes log(1 + n), "clip" 0 or 1, "linear" n.
+    leaves events where the sensor saw them. `counts`: "clip" makes a pixel 0 or 1 a bin, so that the network reads spikes and multiplies nothing; "log" takes
+    log(1 + n), "linear" n.
     Augmentation, each drawn evenly from ± its value: rotation in degrees, zoom and shear as a ratio, shift in pixels; `elastic`
     is the standard deviation, in pixels, of a smooth random displacement (5×5 knots over the sensor).
     """
@@ -78,7 +79,7 @@ class FrameConfig:
     time_bins: int = 6
     window_us: int = 315_000
     saccades: str = "undo"
-    counts: str = "log"
+    counts: str = "clip"
     rotation: float = 10.0
     zoom: float = 0.1
     shear: float = 0.15
@@ -105,10 +106,12 @@ class FrameConfig:
 class Recipe:
     """A whole run: where the recordings are ("" means the embedded simulated ones), what is held out, and the rest.
 
-    `validation` is the share of the training recordings on which the epoch is chosen; 0 takes the last epoch.
+    `validation` is the share of the training recordings on which the epoch is chosen; 0 takes the last epoch. With
+    `folds` above 0 all recordings are cross-validated over so many folds instead, and the last epoch is taken.
     """
 
     data: str = ""
+    folds: int = 0
     validation: float = 0.1
     label_smoothing: float = 0.1
     model: NMNISTConfig = field(default_factory=NMNISTConfig)
@@ -116,4 +119,4 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _check(self, {}, {"validation": (0, 0.9), "label_smoothing": (0, 0.99)})
+        _check(self, {}, {"folds": (0, math.inf), "validation": (0, 0.9), "label_smoothing": (0, 0.99)})

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,15 @@ class NMNISTNet(
             detach_reset=config.detach_reset,
             surrogate=ATan(alpha=config.surrogate_alpha),
         )
+
+    @classmethod
+    def pretrained(cls) -> "NMNISTNet":
+        """The network that ships with the package: trained on real N-MNIST recordings, for frames as `FrameConfig()` makes.
+
+        >>> NMNISTNet.pretrained()(torch.zeros(6, 1, 2, 34, 34)).shape
+        torch.Size([6, 1, 10])
+        """
+        return cls.from_pretrained(Path(__file__).parent / "pretrained")
 
     def forward(
         self, x: Tensor, state: tuple[Any, Any] | None = None, return_state: bool = False, return_membrane: bool = False

@@ -22,6 +22,7 @@ from spiking.models.nmnist.model import NMNISTNet, objective
 from spiking.progress import Display
 from spiking.training import Evaluation, Trainer, seed_for
 
+SEEN = 28_800  # recordings that a run looks at unless told otherwise: 40 epochs of 720
 TRACED = 200  # test recordings that the energy estimate rests on
 INTERVAL = 0.95
 
@@ -68,6 +69,15 @@ def open_recordings(data: str) -> Recordings:
     threads = torch.get_num_threads()
     description = f"{train.describe()} {test.describe()}" if not train.simulated else train.describe()
     return Recordings(train.events(threads), test.events(threads), train.simulated, description)
+
+
+def default_epochs(n: int) -> int:
+    """Epochs that show a network about as many recordings however many there are: fixed before any is looked at.
+
+    >>> default_epochs(720), default_epochs(54_000)
+    (40, 5)
+    """
+    return max(5, round(SEEN / n))
 
 
 def build(recipe: Recipe, *more: int) -> NMNISTNet:
@@ -137,20 +147,19 @@ def train(
 def cross_validate(
     recipe: Recipe,
     recordings: Recordings,
-    folds: int,
     out: Path,
     resume: bool = False,
     display: Display | None = None,
     network: Callable[[Recipe, int], NMNISTNet] = build,
 ) -> dict[str, Any]:
-    """Train `folds` networks on all recordings but a fold each, for the number of epochs in the recipe, and test each on
+    """Train `recipe.folds` networks on all recordings but a fold each, for the number of epochs in the recipe, and test each on
     the fold left out. folds.npz holds the assignment, predictions.npz every recording's prediction by every method.
     `network(recipe, fold)` makes the network of a fold, the recipe's own where it is not given.
     """
     from sklearn.model_selection import StratifiedKFold
 
     events = type(recordings.train).concatenate([recordings.train, recordings.test])
-    labels = np.asarray(events.labels)
+    labels, folds = np.asarray(events.labels), recipe.folds
     smallest = int(np.bincount(labels).min())
     if not 2 <= folds <= smallest:
         raise SpikingError(f"--folds: got {folds}; expected 2 to {smallest}, the recordings of the rarest class.")
@@ -282,4 +291,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     ckpt.write_atomically(path, (json.dumps(value, indent=2, default=float) + "\n").encode())
 
 
-__all__ = ["Proportion", "Recordings", "build", "cross_validate", "hold_out", "open_recordings", "proportion", "train"]
+__all__ = [
+    "Proportion",
+    "Recordings",
+    "build",
+    "cross_validate",
+    "default_epochs",
+    "hold_out",
+    "open_recordings",
+    "proportion",
+    "train",
+]
