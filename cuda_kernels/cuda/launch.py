@@ -187,15 +187,31 @@ def _kernel(expression: str, device: int) -> Any:
     return cupy.RawModule(path=str(built.path)).get_function(built.symbols[expression])
 
 
+class _TorchStream(NamedTuple):
+    """A stream's address under the CUDA stream protocol, which torch's own class lacks in older releases."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
+
+
+def _stream(address: int) -> Any:
+    import cupy
+
+    if hasattr(cupy.cuda.Stream, "from_external"):  # CuPy 14, which deprecates ExternalStream
+        return cupy.cuda.Stream.from_external(_TorchStream(address))
+    return cupy.cuda.ExternalStream(address)
+
+
 def run(launch: Launch, device: torch.device) -> None:
     """Launch on torch's current stream of the device; nothing is copied and nothing waits."""
     import cupy
 
     index = torch.cuda.current_device() if device.index is None else device.index
-    with cupy.cuda.Device(index), cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream):
-        _kernel(launch.expression, index)(
-            (launch.blocks,), (launch.threads,), launch.arguments, shared_mem=launch.shared
-        )
+    with cupy.cuda.Device(index), _stream(torch.cuda.current_stream(index).cuda_stream):
+        kernel = _kernel(launch.expression, index)
+        kernel((launch.blocks,), (launch.threads,), launch.arguments, shared_mem=launch.shared)
 
 
 def neuron_forward(
