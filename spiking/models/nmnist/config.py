@@ -70,8 +70,8 @@ class FrameConfig:
     """How events become frames [T, 2, 34, 34], and how training varies them anew each epoch.
 
     `saccades`: "undo" shifts each event back by the known motion of the camera, which makes the digit stand still; "keep"
-    leaves events where the sensor saw them. `counts`: "clip" makes a pixel 0 or 1 a bin, so that the network reads spikes and multiplies nothing; "log" takes
-    log(1 + n), "linear" n.
+    leaves events where the sensor saw them. `counts`: "clip" makes a pixel 0 or 1 a bin, so that the network reads spikes
+    and has nothing to multiply; "log" takes log(1 + n), "linear" n.
     Augmentation, each drawn evenly from ± its value: rotation in degrees, zoom and shear as a ratio, shift in pixels; `elastic`
     is the standard deviation, in pixels, of a smooth random displacement (5×5 knots over the sensor).
     """
