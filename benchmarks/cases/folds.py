@@ -29,7 +29,7 @@ OURS = "spiking"
 
 
 def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
-    recipe = Recipe(data=data or "")
+    recipe = Recipe(data=data or "", folds=FOLDS)
     recipe = replace(recipe, train=replace(recipe.train, device=device, epochs=1 if quick else recipe.train.epochs))
     recordings = open_recordings(recipe.data)
     contestants: dict[str, Callable[[float], nn.Module] | None] = {
@@ -40,7 +40,7 @@ def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     for name, make in contestants.items():
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            metrics = cross_validate(recipe, recordings, FOLDS, Path(folder) / "run", network=_network(make))
+            metrics = cross_validate(recipe, recordings, Path(folder) / "run", network=_network(make))
             with np.load(Path(folder) / "run" / "predictions.npz") as found:
                 right[name] = found["spiking"] == found["label"]
         note = {"accuracy": metrics["pooled"][OURS], "against": _against(right[OURS], right[name])}
