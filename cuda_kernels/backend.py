@@ -49,7 +49,7 @@ def _setting(name: str, default: str, allowed: tuple[str, ...]) -> str:
 def compiled() -> ModuleType | None:
     """The compiled CPU module, or None (said once) where it was not built."""
     try:
-        from spiking.cuda_kernels import _cpu
+        from spiking.cuda_kernels import _cpu  # type: ignore[attr-defined]
     except ImportError:
         warnings.warn(
             "spiking: the CPU kernels were not built (no C++17 compiler at install time?); the slower torch reference runs instead.",
@@ -165,7 +165,7 @@ def choose(device: torch.device) -> Choice:
                 f'backend "{wanted}" cannot run here: {reason}. Unset SPIKING_BACKEND to let the library pick, or use "reference".'
             )
         return Choice(wanted, {name: f"SPIKING_BACKEND={wanted}" for name in reasons if name != wanted})
-    not_used = {}
+    not_used: dict[str, str] = {}
     for name, reason in reasons.items():
         if reason is None:
             return Choice(name, not_used)

@@ -184,12 +184,12 @@ def _integrate_backward(
 
 def _reference_arguments(
     x: Tensor, state: Tensor | None, params: Tensor | None, inner: int, rule: list[int], numbers: list[float]
-) -> tuple[Tensor, list[Tensor], reference.Rule]:
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], reference.Rule]:
     from spiking.surrogate import ALL
 
     dtype = state_dtype(x.dtype)
     if params is None:
-        cells = [torch.full((), value, dtype=dtype, device=x.device) for value in numbers[:3]]
+        beta, threshold, beta_syn = (torch.full((), value, dtype=dtype, device=x.device) for value in numbers[:3])
     else:
         features = x.shape[2:].numel()
         flat = (
@@ -197,7 +197,8 @@ def _reference_arguments(
             if params.shape[1] * inner == features and params.shape[1] > 1
             else params
         )
-        cells = [row.reshape(x.shape[2:] if row.numel() == features and features > 1 else ()) for row in flat.unbind(0)]
+        shape = x.shape[2:] if flat.shape[1] == features and features > 1 else torch.Size(())
+        beta, threshold, beta_syn = (row.reshape(shape) for row in flat.unbind(0))
     a, b = numbers[7], numbers[8]
     surrogate = _Curve(rule[_SURROGATE], a, b, {kind.kernel_id: kind for kind in reversed(ALL)})
     flags = dict(
@@ -218,7 +219,7 @@ def _reference_arguments(
     if state is None:
         state = torch.zeros((meaning.n_states, *x.shape[1:]), dtype=dtype, device=x.device)
         state[0] = meaning.v_leak
-    return state, cells, meaning
+    return state, (beta, threshold, beta_syn), meaning
 
 
 class _Curve:

@@ -72,14 +72,14 @@ def _step(
     if rule.kind == "cuba":
         extra = beta_syn * extra + x
         drive = extra
-    due = None
+    due = torch.zeros_like(v)  # the spike whose reset is still to come, or was not enough
     if rule.reset_delay or rule.residual_reset:
         due = spike(_distance(v, theta, rule), rule)
         due = due.detach() if rule.detach_reset or rule.residual_reset else due
     if rule.reset_delay and rule.reset == "zero":
         v = (1 - due) * v + due * rule.v_reset
     h = beta * v + drive + (1 - beta) * rule.v_leak
-    if due is not None and rule.reset == "subtract":
+    if (rule.reset_delay or rule.residual_reset) and rule.reset == "subtract":
         h = h - theta * due
     s = spike(_distance(h, theta, rule), rule)
     r = s.detach() if rule.detach_reset else s

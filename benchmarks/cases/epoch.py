@@ -33,10 +33,10 @@ def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     batches = EventBatches(events, config=recipe.frames, seed=0, threads=torch.get_num_threads())
     contestants: dict[str, Callable[[float], nn.Module] | None] = {OURS: None, FLOOR: lambda beta: nn.Identity()}
     contestants |= peers.installed("spikingjelly", "snntorch")
-    networks = {}
+    networks: dict[str, nn.Module] = {}
     for name, make in contestants.items():
         torch.manual_seed(0)
-        network = NMNISTNet(replace(recipe.model)).to(device)
+        network: nn.Module = NMNISTNet(replace(recipe.model)).to(device)
         networks[name] = network if make is None else peers.with_neurons(network, make)
     optimisers = {name: torch.optim.AdamW(network.parameters(), lr=1e-3) for name, network in networks.items()}
     spent: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
