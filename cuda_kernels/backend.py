@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,9 +189,47 @@ def report() -> dict[str, Any]:
         "nvrtc": compile.nvrtc_version() or compile.why_not(),
     }
     if module is not None:
-        probe = 64 << 20
-        fault = min(module.page_fault_seconds(probe) for _ in range(3))
         facts["compiled"] = {"level": module.level(), "levels": module.levels(), "openmp": module.threaded}
-        facts["arena"] = module.arena_stats()
-        facts["fresh_memory_ms_per_128_mb"] = fault * 2e3
+        stats = module.arena_stats()
+        facts["arena"] = {
+            **{f"{name}_mb": stats[name] >> 20 for name in ("limit", "cached", "in_use")},
+            **{name: stats[name] for name in ("hits", "misses")},
+        }
+        facts["memory"] = _memory(module)
     return facts
+
+
+_PROBE_MB = 128
+_TUNED = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000"
+
+
+def _memory(module: ModuleType) -> dict[str, Any]:
+    """What a fresh and a reused block cost on this machine, and what would help the tensors that torch itself allocates."""
+    fresh = min(module.page_fault_seconds(_PROBE_MB << 20) for _ in range(3)) * 1e3
+    block = torch.zeros(_PROBE_MB << 18)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        block.fill_(1.0)
+        times.append(time.perf_counter() - start)
+    reused = min(times) * 1e3
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
+            huge_pages = file.read().split("[")[1].split("]")[0]
+    except (OSError, IndexError):
+        huge_pages = "unknown"
+    keeps = os.environ.get("MALLOC_MMAP_MAX_") == "0"
+    advice = "nothing: fresh memory is cheap here"
+    if keeps:
+        advice = "nothing more: the allocator already keeps freed memory"
+    elif fresh > 2 * reused:
+        advice = (
+            f"every large tensor that torch itself makes pays for its pages anew; on glibc start Python with {_TUNED}"
+            + ("" if huge_pages == "always" else ", or set transparent huge pages to always")
+        )
+    return {
+        f"fresh_ms_per_{_PROBE_MB}_mb": fresh,
+        f"reused_ms_per_{_PROBE_MB}_mb": reused,
+        "huge_pages": huge_pages,
+        "what_would_help_the_rest_of_a_model": advice,
+    }

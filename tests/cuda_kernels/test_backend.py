@@ -92,7 +92,21 @@ def test_the_report_is_plain_data():
     assert facts["threads"] == torch.get_num_threads()
     if backend.compiled() is not None:
         assert facts["compiled"]["level"] in facts["compiled"]["levels"]
-        assert facts["fresh_memory_ms_per_128_mb"] > 0
+        assert facts["memory"]["fresh_ms_per_128_mb"] > 0
+        assert facts["memory"]["reused_ms_per_128_mb"] > 0
+
+
+def test_the_report_says_what_would_help_the_rest_of_a_model(monkeypatch):
+    if backend.compiled() is None:
+        pytest.skip("the compiled module was not built")
+
+    class Slow:
+        def page_fault_seconds(self, n_bytes):
+            return 10.0
+
+    assert "start Python with MALLOC_MMAP_MAX_=0" in backend._memory(Slow())["what_would_help_the_rest_of_a_model"]
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
+    assert backend._memory(Slow())["what_would_help_the_rest_of_a_model"].startswith("nothing more")
 
 
 def test_a_choice_that_cannot_run_is_an_error(monkeypatch):
