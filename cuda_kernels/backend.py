@@ -120,14 +120,17 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SPIKING_CACHE") or Path.home() / ".cache" / "spiking")
 
 
-def _why_not_cuda(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return f"the tensors are on {device.type}"
+@functools.cache
+def _missing_for_cuda() -> str | None:
     if importlib.util.find_spec("cupy") is None:
         return "cupy is not installed (pip install spiking[cuda])"
     from .cuda import compile
 
     return compile.why_not()
+
+
+def _why_not_cuda(device: torch.device) -> str | None:
+    return _missing_for_cuda() if device.type == "cuda" else f"the tensors are on {device.type}"
 
 
 def _why_not_cpu(device: torch.device) -> str | None:
@@ -172,6 +175,8 @@ def choose(device: torch.device) -> Choice:
 
 def report() -> dict[str, Any]:
     """Facts for `spiking doctor`: backends and reasons, instruction sets, threads, arena, cost of fresh memory."""
+    from .cuda import compile
+
     module = compiled()
     device = torch.device("cpu")
     facts: dict[str, Any] = {
@@ -180,6 +185,7 @@ def report() -> dict[str, Any]:
         "cpu": choose(device).__dict__,
         "cuda": choose(torch.device("cuda")).__dict__ if torch.cuda.is_available() else "torch sees no CUDA device",
         "cupy": importlib.util.find_spec("cupy") is not None,
+        "nvrtc": compile.nvrtc_version() or compile.why_not(),
     }
     if module is not None:
         probe = 64 << 20

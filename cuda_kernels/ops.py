@@ -83,6 +83,11 @@ def _is_stand_in(tensor: Tensor) -> bool:
     return tensor.numel() > 1 and all(s == 0 or d == 1 for s, d in zip(tensor.stride(), tensor.shape))
 
 
+def _reads_input(params: Tensor | None, rule: list[int], save: int) -> bool:
+    """Whether the backward needs x: to run the forward again, or for the decay of a decayed input."""
+    return save in (0, 3) or (bool(rule[_TIE + 1]) and params is not None)
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
@@ -137,7 +142,7 @@ def _integrate_backward(
     scalar = grad_s is not None and _is_stand_in(grad_s)
     grad_s = grad_s if grad_s is None or scalar else grad_s.contiguous()
     grad_state = None if grad_state is None else grad_state.contiguous()
-    x = x if _is_stand_in(x) else x.contiguous()
+    x = x.contiguous() if _reads_input(params, rule, save) else x
     state = None if state is None else state.contiguous()
     params = None if params is None else params.contiguous()
     steps, neurons = shape[0], math.prod(shape[1:])
@@ -155,7 +160,7 @@ def _integrate_backward(
         (rows, 3, n_params) if wanted else (0, 3, n_params), dtype=torch.float64, device=saved.device
     )
     before = (
-        0 if _is_stand_in(x) else _address(x),
+        _address(x) if _reads_input(params, rule, save) else 0,
         _address(state),
         _address(params),
         _address(saved),
@@ -318,8 +323,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _kept_input(x: Tensor, params: Tensor | None, rule: list[int], save: int) -> Tensor:
     """x itself where the backward reads it; elsewhere a view of one number, which keeps shape and dtype but no memory."""
-    decays = bool(rule[_TIE + 1]) and params is not None
-    if save in (0, 3) or decays or x.numel() == 0 or backend.choose(x.device).name == "reference":
+    if _reads_input(params, rule, save) or x.numel() == 0 or backend.choose(x.device).name == "reference":
         return x
     return x.new_empty(1).expand(x.shape)
 

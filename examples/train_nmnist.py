@@ -31,7 +31,9 @@ if arguments.quick:
 # Every number has a name and a default: Recipe().model, .frames, .train.
 recipe = Recipe()
 epochs = (
-    1 if arguments.quick else arguments.epochs or default_epochs(round(len(train_events) * (1 - recipe.validation)))
+    1
+    if arguments.quick
+    else arguments.epochs or default_epochs(round(len(train_events) * (1 - recipe.validation)), train.simulated)
 )
 recipe = replace(recipe, train=replace(recipe.train, epochs=epochs, seed=arguments.seed))
 frames = EventBatches(train_events, config=recipe.frames, seed=recipe.train.seed)

@@ -114,9 +114,8 @@ SPIKING_ROW void distance_row(const T* __restrict h, const T* __restrict theta, 
 template <Reset reset, class T>
 SPIKING_ROW void after_reset_row(const T* __restrict h, const T* __restrict u, const T* __restrict theta, const Rule<T> rule, T* __restrict v,
                                  i64 n) {
-    for (i64 k = 0; k < n; ++k) {
-        v[k] = after_spike<reset>(h[k], fires<Flags::all>(u[k], rule) > T(0), theta[k], rule.v_reset);
-    }
+    for (i64 k = 0; k < n; ++k)
+        v[k] = after_spike<reset>(h[k], fires<Flags::all>(u[k], rule), theta[k], rule.v_reset);
 }
 
 template <class T>

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 from spiking.cuda_kernels import backend
+
 from spiking.errors import SpikingError
 
 __all__ = ["ARCHITECTURES", "Binary", "binary", "build", "nvrtc_version", "options", "why_not"]

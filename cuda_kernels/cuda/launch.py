@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from spiking.cuda_kernels.ops import CHUNK, KINDS, RESETS, SAVES
+from torch import Tensor
 
 from . import compile
 
@@ -114,19 +113,34 @@ def _width(sizes: Sequence[int], io: str, addresses: Sequence[int]) -> int:
     return 4 if fits and neurons >= _WIDE_FROM and io != "double" else 1
 
 
-@functools.cache
-def _converters(table: tuple[tuple[str, str], ...], state: type) -> tuple[type, ...]:
-    scalars: dict[str, type] = {"i64": np.int64, "int": np.int32, "T": state}
-    return tuple(np.uint64 if c_type.endswith("*") else scalars[c_type] for _, c_type in table)
+def _scalars(table: tuple[tuple[str, str], ...], io: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Values as numpy scalars of the table's types."""
+    state = np.float64 if io == "double" else np.float32
+    types: dict[str, Any] = {"i64": np.int64, "int": np.int32, "T": state}
+    return tuple(
+        (np.uint64 if c_type.endswith("*") else types[c_type])(value)
+        for (_, c_type), value in zip(table, values, strict=True)
+    )
 
 
-def _arguments(table: tuple[tuple[str, str], ...], io: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    converters = _converters(table, np.float64 if io == "double" else np.float32)
-    return tuple(convert(value) for convert, value in zip(converters, values, strict=True))
+@functools.lru_cache(maxsize=1024)
+def _rule_scalars(
+    io: str, sizes: tuple[int, ...], packed: tuple[int, ...], numbers: tuple[float, ...]
+) -> tuple[Any, ...]:
+    """The arguments that stay the same from call to call."""
+    return _scalars(_RULE, io, (*sizes, *numbers, *packed[5:]))
 
 
-def _rule_values(sizes: Sequence[int], packed: Sequence[int], numbers: Sequence[float]) -> tuple[Any, ...]:
-    return (*sizes, *numbers, *packed[5:])
+def _arguments(
+    table: tuple[tuple[str, str], ...],
+    io: str,
+    addresses: Sequence[int],
+    sizes: Sequence[int],
+    packed: Sequence[int],
+    numbers: Sequence[float],
+) -> tuple[Any, ...]:
+    own = table[: len(table) - len(_RULE)]
+    return (*_scalars(own, io, addresses), *_rule_scalars(io, tuple(sizes), tuple(packed), tuple(numbers)))
 
 
 def forward_launch(
@@ -139,7 +153,7 @@ def forward_launch(
         f"{_NAMESPACE}neuron_forward<{_enum('Kind', kind)}, {_enum('Reset', reset)}, "
         f"{_enum('Flags', _flags(packed, numbers))}, {io}, {save}, {width}>"
     )
-    arguments = _arguments(FORWARD, io, (*addresses, *_rule_values(sizes, packed, numbers)))
+    arguments = _arguments(FORWARD, io, addresses, sizes, packed, numbers)
     return Launch(expression, arguments, -(-sizes[1] // (_THREADS * width)), _THREADS, 0)
 
 
@@ -160,7 +174,7 @@ def backward_launch(
     rows = 1 + (kind != "lif") + (flags != "plain")
     states = CHUNK * rows * (8 if io == "double" else 4) if recompute else 0  # bytes a thread: the states of a chunk
     sums = 3 * 8 if grad_params else 0
-    arguments = _arguments(BACKWARD, io, (*addresses, *_rule_values(sizes, packed, numbers)))
+    arguments = _arguments(BACKWARD, io, addresses, sizes, packed, numbers)
     return Launch(expression, arguments, -(-sizes[1] // (_THREADS * width)), _THREADS, _THREADS * max(states, sums))
 
 
@@ -173,15 +187,31 @@ def _kernel(expression: str, device: int) -> Any:
     return cupy.RawModule(path=str(built.path)).get_function(built.symbols[expression])
 
 
+class _TorchStream(NamedTuple):
+    """A stream's address under the CUDA stream protocol, which torch's own class lacks in older releases."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
+
+
+def _stream(address: int) -> Any:
+    import cupy
+
+    if hasattr(cupy.cuda.Stream, "from_external"):  # CuPy 14, which deprecates ExternalStream
+        return cupy.cuda.Stream.from_external(_TorchStream(address))
+    return cupy.cuda.ExternalStream(address)
+
+
 def run(launch: Launch, device: torch.device) -> None:
     """Launch on torch's current stream of the device; nothing is copied and nothing waits."""
     import cupy
 
     index = torch.cuda.current_device() if device.index is None else device.index
-    with cupy.cuda.Device(index), cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream):
-        _kernel(launch.expression, index)(
-            (launch.blocks,), (launch.threads,), launch.arguments, shared_mem=launch.shared
-        )
+    with cupy.cuda.Device(index), _stream(torch.cuda.current_stream(index).cuda_stream):
+        kernel = _kernel(launch.expression, index)
+        kernel((launch.blocks,), (launch.threads,), launch.arguments, shared_mem=launch.shared)
 
 
 def neuron_forward(

@@ -12,6 +12,9 @@ namespace SPIKING_NS {
 
 constexpr int THREADS = 128;   // most threads of a block; a power of two
 
+// Blocks that share a processor at least: bounds the registers of a thread to 96, of a float64 thread to 128.
+template <class T> constexpr int BLOCKS = sizeof(T) == 8 ? 4 : 5;
+
 template <class E, int width> struct alignas(sizeof(E) * width) Pack { E at[width]; };
 
 template <class E, class T, int width>
@@ -71,7 +74,7 @@ SPIKING_FN void store_state(T* to, i64 stride, const Rule<T>& rule, const T (&v)
 }
 
 template <Kind kind, Reset reset, Flags flags, class IO, int save, int width, class T = typename StateOf<IO>::type>
-__global__ void __launch_bounds__(THREADS, 5) neuron_forward(
+__global__ void __launch_bounds__(THREADS, BLOCKS<T>) neuron_forward(
     const IO* __restrict__ x, const T* __restrict__ state0, const T* __restrict__ params, IO* __restrict__ s, T* __restrict__ state1,
     void* __restrict__ saved, i64 steps, i64 neurons, i64 n_params, i64 inner, T beta, T threshold, T beta_syn, T v_reset, T v_leak,
     T beta_adapt, T adapt_scale, T a, T b, int refractory, int tie_gt, int decay_input, int detach_reset, int reset_delay,
@@ -150,7 +153,7 @@ SPIKING_FN void add_params(double (&sum)[3], double* grad_params, i64 n_params, 
 
 template <Kind kind, Reset reset, Flags flags, Surrogate surrogate, class IO, int save, bool want_params, int width,
           class T = typename StateOf<IO>::type>
-__global__ void __launch_bounds__(THREADS, 5) neuron_backward(
+__global__ void __launch_bounds__(THREADS, BLOCKS<T>) neuron_backward(
     const IO* __restrict__ x, const T* __restrict__ state0, const T* __restrict__ params, const void* __restrict__ saved,
     const IO* __restrict__ grad_s, int grad_s_is_scalar, const T* __restrict__ grad_state1, IO* __restrict__ grad_x,
     T* __restrict__ grad_state0, double* grad_params, i64 steps, i64 neurons, i64 n_params, i64 inner, T beta, T threshold, T beta_syn,
@@ -242,7 +245,7 @@ __global__ void __launch_bounds__(THREADS, 5) neuron_backward(
                     load_saved<flags, save>(saved, at - neurons, cell.threshold, rule, h_before, u_before);
 #pragma unroll
                     for (int k = 0; k < width; ++k) {
-                        const bool fired = reset_delay == 0 && fires<flags>(u_before[k], rule) > T(0);
+                        const T fired = reset_delay ? T(0) : fires<flags>(u_before[k], rule);
                         v[k] = after_spike<reset>(h_before[k], fired, cell.threshold, rule.v_reset);
                     }
                 } else {

@@ -35,9 +35,9 @@ SPIKING_FN T decode_half(u16 code, T threshold, const Rule<T>& rule, T& u) {
 
 // The membrane after the spike; a delayed reset leaves it alone.
 template <Reset reset, class T>
-SPIKING_FN T after_spike(T h, bool fired, T threshold, T v_reset) {
-    if constexpr (reset == Reset::subtract) return h - (fired ? threshold : T(0));
-    if constexpr (reset == Reset::zero) return fired ? v_reset : h;
+SPIKING_FN T after_spike(T h, T fired, T threshold, T v_reset) {
+    if constexpr (reset == Reset::subtract) return h - threshold * fired;
+    if constexpr (reset == Reset::zero) return fired > T(0) ? v_reset : h;
     return h;
 }
 

@@ -50,7 +50,10 @@ def nmnist(
     ] = None,
     model: Annotated[str | None, typer.Option(help="conv (the tutorial network, default) or mlp.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training recordings; about 28,800 recordings in all without it.")
+        int | None,
+        typer.Option(
+            help="Passes over the training recordings; without it about 72,000 recordings in all, 20,000 simulated ones."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; runs/nmnist-1, -2, … without it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
@@ -139,7 +142,7 @@ def _with_epochs(recipe: Recipe, recordings: Any, config: Path | None, given: di
     n = len(recordings.train) * (1 - recipe.validation)
     if recipe.folds:
         n = (len(recordings.train) + len(recordings.test)) * (1 - 1 / recipe.folds)
-    return replace(recipe, train=replace(recipe.train, epochs=default_epochs(round(n))))
+    return replace(recipe, train=replace(recipe.train, epochs=default_epochs(round(n), recordings.simulated)))
 
 
 def _resumed(folder: Path, given: dict[str, Any]) -> Recipe:

@@ -10,18 +10,20 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-
-from spiking import functional as F
-from spiking import surrogate
 from spiking.cuda_kernels import backend, memory, ops, reference
 from spiking.cuda_kernels.backend import Choice
 from spiking.cuda_kernels.cuda import compile, launch
 from spiking.cuda_kernels.reference import Rule
+
+from spiking import functional as F
+from spiking import surrogate
 from spiking.errors import SpikingError
 
 HOST = Path(__file__).parent / "host"
@@ -93,7 +95,7 @@ REPRESENTATIVE = {
     "recompute-double": _plan("adaptive", dtype=1, save=3),
     "recompute-all": _plan(flags=ALL, save=3, surrogate_id=5),
 }
-MOST_REGISTERS = 96  # then five blocks of 128 threads share the 65 536 registers of a processor
+MOST_REGISTERS = {"float": 96, "double": 128}  # of 65 536 in a processor: five and four blocks of 128 threads
 
 
 @needs_nvrtc
@@ -105,9 +107,10 @@ def test_kernels_compile_without_spills_and_within_registers(architecture):
     assert len(set(symbols.values())) == len(expressions)
     reports = log.split("Function properties for")[1:]
     assert len(reports) == len(expressions)
+    state_of = {symbol: "double" if "double" in name else "float" for name, symbol in symbols.items()}
     for report in reports:
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
-        assert int(re.search(r"Used (\d+) registers", report).group(1)) <= MOST_REGISTERS
+        assert int(re.search(r"Used (\d+) registers", report).group(1)) <= MOST_REGISTERS[state_of[report.split()[0]]]
 
 
 @needs_nvrtc
@@ -457,6 +460,58 @@ def test_no_neurons_launch_nothing(on_host):
     F.lif(x)[0].sum().backward()
     assert x.grad.shape == x.shape
     assert on_host == []
+
+
+# --- what CuPy is asked for ------------------------------------------------------------------------------------------------------------
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("release", [13, 14])
+def test_a_launch_goes_to_torch_s_stream_and_device(release, tmp_path, monkeypatch):
+    asked = {}
+
+    class Context:
+        def __init__(self, value):
+            asked[type(self).__name__] = value
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    class ExternalStream(Context):
+        pass
+
+    class Device(Context):
+        pass
+
+    class Module:
+        def __init__(self, path):
+            asked["code"] = Path(path).read_bytes()[:4]
+
+        def get_function(self, symbol):
+            asked["symbol"] = symbol
+            return lambda grid, block, args, shared_mem: asked.update(call=(grid, block, args, shared_mem))
+
+    class Stream:
+        pass
+
+    if release > 13:
+        Stream.from_external = lambda stream: ExternalStream(stream.__cuda_stream__()[1])
+    cuda = SimpleNamespace(Device=Device, Stream=Stream, ExternalStream=ExternalStream)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, RawModule=Module))
+    monkeypatch.setenv("SPIKING_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=1000 + index))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    launch._kernel.cache_clear()
+    packed, numbers = [0, 1, *[0] * 10], [0.5, 1.0, 0.5, 0.0, 0.0, 0.8, 0.7, 2.0, 1.0]
+    plan = launch.forward_launch((64,) * 6, (4, 300, 1, 1), packed, numbers)
+    launch.run(plan, torch.device("cuda", 3))
+    launch._kernel.cache_clear()
+    assert (asked["ExternalStream"], asked["Device"], asked["code"]) == (1003, 3, b"\x7fELF")
+    assert "neuron_forward" in asked["symbol"]
+    assert asked["call"] == ((3,), (128,), plan.arguments, 0)
 
 
 # --- on a real device ------------------------------------------------------------------------------------------------------------------

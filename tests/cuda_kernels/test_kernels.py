@@ -309,5 +309,17 @@ def test_an_expanded_gradient_equals_the_same_numbers_written_out():
     assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("arguments", [{"save": "recompute"}, {"decay_input": True}], ids=["recompute", "decay"])
+def test_an_expanded_input_equals_the_same_numbers_written_out(arguments):
+    beta = torch.tensor(0.5, requires_grad=True)
+    one = torch.full((), 0.7, requires_grad=True)
+    found = [
+        torch.autograd.grad(F.lif(x, beta=beta, threshold=0.5, **arguments)[0].sum(), [one, beta])
+        for x in (one.expand(20, 1, 64), one.expand(20, 1, 64).clone())
+    ]
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_constants_of_python_and_c_agree():
     assert module.CHUNK == ops.CHUNK

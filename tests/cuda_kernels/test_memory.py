@@ -104,9 +104,13 @@ def _python(code):
 
 
 def test_tensors_that_live_until_exit_do_no_harm():
-    done = _python(
-        "import torch\nfrom spiking.cuda_kernels import memory\nkept = memory.empty((1 << 20,), torch.float32, torch.device('cpu'))\nprint('end')"
-    )
+    code = """
+import torch
+from spiking.cuda_kernels import memory
+kept = memory.empty((1 << 20,), torch.float32, torch.device("cpu"))
+print("end")
+"""
+    done = _python(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
 

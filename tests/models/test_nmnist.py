@@ -188,10 +188,10 @@ def test_augmented_events_land_where_the_map_says():
     x, _ = data.batch(np.arange(4), 0)
     draws = data._draws[1]
     for i, part in enumerate(parts):
-        angle, zoom, shear = math.radians(10) * draws[i, 0], 1 + 0.1 * draws[i, 1], 0.15 * draws[i, 2]
+        angle, zoom, shear = math.radians(15) * draws[i, 0], 1 + 0.15 * draws[i, 1], 0.2 * draws[i, 2]
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         place = zoom * rotation @ np.array([[1, shear], [0, 1]]) @ [part.x[0] - 16.5, part.y[0] - 16.5]
-        column, row = np.rint(place + 16.5 + 2 * draws[i, 3:5]).astype(int)
+        column, row = np.rint(place + 16.5 + 3 * draws[i, 3:5]).astype(int)
         assert x[0, i, 1, row, column] == 1
         assert x[0, i].sum() == 1
 

@@ -70,8 +70,8 @@ class FrameConfig:
     """How events become frames [T, 2, 34, 34], and how training varies them anew each epoch.
 
     `saccades`: "undo" shifts each event back by the known motion of the camera, which makes the digit stand still; "keep"
-    leaves events where the sensor saw them. `counts`: "clip" makes a pixel 0 or 1 a bin, so that the network reads spikes
-    and has nothing to multiply; "log" takes log(1 + n), "linear" n.
+    leaves events where the sensor saw them. `counts`: "clip" makes a pixel 0 or 1 in each bin, so that the network reads
+    spikes and multiplies nothing; "log" takes log(1 + n), "linear" n.
     Augmentation, each drawn evenly from ± its value: rotation in degrees, zoom and shear as a ratio, shift in pixels; `elastic`
     is the standard deviation, in pixels, of a smooth random displacement (5×5 knots over the sensor).
     """
@@ -80,10 +80,10 @@ class FrameConfig:
     window_us: int = 315_000
     saccades: str = "undo"
     counts: str = "clip"
-    rotation: float = 10.0
-    zoom: float = 0.1
-    shear: float = 0.15
-    shift: float = 2.0
+    rotation: float = 15.0
+    zoom: float = 0.15
+    shear: float = 0.2
+    shift: float = 3.0
     elastic: float = 1.2
 
     def __post_init__(self) -> None:

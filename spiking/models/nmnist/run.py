@@ -22,7 +22,10 @@ from spiking.models.nmnist.model import NMNISTNet, objective
 from spiking.progress import Display
 from spiking.training import Evaluation, Trainer, seed_for
 
-SEEN = 28_800  # recordings that a run looks at unless told otherwise: 40 epochs of 720
+SEEN, SEEN_SIMULATED = (
+    72_000,
+    20_000,
+)  # recordings that a run looks at unless told otherwise: 100 epochs of 720, 15 of 1,300
 TRACED = 200  # test recordings that the energy estimate rests on
 INTERVAL = 0.95
 
@@ -71,13 +74,13 @@ def open_recordings(data: str) -> Recordings:
     return Recordings(train.events(threads), test.events(threads), train.simulated, description)
 
 
-def default_epochs(n: int) -> int:
+def default_epochs(n: int, simulated: bool = False) -> int:
     """Epochs that show a network about as many recordings however many there are: fixed before any is looked at.
 
-    >>> default_epochs(720), default_epochs(54_000)
-    (40, 5)
+    >>> default_epochs(720), default_epochs(54_000), default_epochs(1_298, simulated=True)
+    (100, 5, 15)
     """
-    return max(5, round(SEEN / n))
+    return max(5, round((SEEN_SIMULATED if simulated else SEEN) / n))
 
 
 def build(recipe: Recipe, *more: int) -> NMNISTNet:
