@@ -7,6 +7,7 @@ not (on the same machine with the same number of threads; convolutions may add i
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -562,6 +563,11 @@ def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:
         raise SpikingError('TrainConfig.device: got "cuda"; torch sees no CUDA device here. Use "auto" or "cpu".')
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise SpikingError('TrainConfig.mixed_precision: got "fp16"; it needs a GPU. Use "bf16" or "no" on a CPU.')
+    if config.log_with != "none" and importlib.util.find_spec(config.log_with) is None:
+        raise SpikingError(
+            f'TrainConfig.log_with: got "{config.log_with}", which is not installed. '
+            f"Install it (pip install {config.log_with}), or leave log_with out."
+        )
     # One process may train several models; accelerate otherwise keeps the first one's precision for ever.
     AcceleratorState._reset_state()
     try:
@@ -573,7 +579,7 @@ def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:
         )
     except (ImportError, ValueError) as err:
         raise SpikingError(
-            f"Trainer: cannot set up {config.device}, {config.mixed_precision}, {config.log_with}: {err}"
+            f"Trainer: cannot use {config.device}, {config.mixed_precision}, {config.log_with}: {err}"
         ) from err
 
 

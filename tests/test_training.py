@@ -485,6 +485,12 @@ def test_a_missing_gpu_is_said():
         trainer(device="cuda")
 
 
+def test_a_tracker_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SpikingError, match=r'TrainConfig\.log_with: got "wandb", which is not installed'):
+        trainer(log_with="wandb")
+
+
 def test_nothing_is_left_of_the_signal_handlers():
     before = signal.getsignal(signal.SIGINT)
     trainer(epochs=1).fit(problem())

@@ -22,10 +22,8 @@ from spiking.models.nmnist.model import NMNISTNet, objective
 from spiking.progress import Display
 from spiking.training import Evaluation, Trainer, seed_for
 
-SEEN, SEEN_SIMULATED = (
-    72_000,
-    20_000,
-)  # recordings that a run looks at unless told otherwise: 100 epochs of 720, 15 of 1,300
+# Recordings that a run looks at unless told otherwise: 100 epochs of 720 real ones, 15 of 1,300 simulated ones.
+SEEN, SEEN_SIMULATED = 72_000, 20_000
 TRACED = 200  # test recordings that the energy estimate rests on
 INTERVAL = 0.95
 
