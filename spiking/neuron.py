@@ -160,6 +160,8 @@ class LIF(Neuron):
     """
 
     state_type = LIFState
+    beta: float | Tensor
+    threshold: float | Tensor
 
     def __init__(
         self,
@@ -214,6 +216,7 @@ class IF(Neuron):
     """
 
     state_type = LIFState
+    threshold: float | Tensor
 
     def __init__(
         self,
@@ -251,6 +254,7 @@ class ParametricLIF(Neuron):
     """
 
     state_type = LIFState
+    threshold: float | Tensor
 
     def __init__(
         self,
@@ -302,6 +306,9 @@ class CuBaLIF(Neuron):
     """
 
     state_type = CuBaLIFState
+    beta: float | Tensor
+    beta_syn: float | Tensor
+    threshold: float | Tensor
 
     def __init__(
         self,
@@ -349,6 +356,8 @@ class AdaptiveLIF(Neuron):
     """
 
     state_type = AdaptiveLIFState
+    beta: float | Tensor
+    threshold: float | Tensor
 
     def __init__(
         self,
@@ -426,7 +435,7 @@ class Recurrent(nn.Module):
             raise SpikingError(f"Recurrent: got input of shape {list(x.shape)}; expected [T, B, {self.features}].")
         if x.shape[0] == 0:
             out, rest = self.neuron(x, state=None if state is None else state.neuron, return_state=True)
-            after = state or RecurrentState(rest, x.new_zeros(x.shape[1:]))
+            after: RecurrentState | None = state or RecurrentState(rest, x.new_zeros(x.shape[1:]))
         else:
             spikes = []
             after = state

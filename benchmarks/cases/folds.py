@@ -18,7 +18,7 @@ from spiking.benchmarks import peers
 from spiking.benchmarks.run import Row
 from torch import nn
 
-from spiking.models.nmnist import NMNISTNet, Recipe
+from spiking.models.nmnist import NMNISTNet, Recipe, default_epochs
 from spiking.models.nmnist.run import build, cross_validate, open_recordings
 
 NAME = "folds"
@@ -30,8 +30,10 @@ OURS = "spiking"
 
 def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     recipe = Recipe(data=data or "", folds=FOLDS)
-    recipe = replace(recipe, train=replace(recipe.train, device=device, epochs=1 if quick else recipe.train.epochs))
     recordings = open_recordings(recipe.data)
+    n = (len(recordings.train) + len(recordings.test)) * (FOLDS - 1) // FOLDS
+    epochs = 1 if quick else default_epochs(n, recordings.simulated)
+    recipe = replace(recipe, train=replace(recipe.train, device=device, epochs=epochs))
     contestants: dict[str, Callable[[float], nn.Module] | None] = {
         OURS: None,
         **peers.installed("snntorch", "spikingjelly"),
