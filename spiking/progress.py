@@ -27,11 +27,11 @@ class Display:
         """The run is over, or was stopped."""
 
 
-def _summary(record: dict[str, Any]) -> str:
+def _summary(record: dict[str, Any], rates: bool = True) -> str:
     parts = [f"loss {record['loss']:.3f}", f"accuracy {100 * record['accuracy']:5.1f} %"]
     if "validation_accuracy" in record:
         parts.append(f"validation {100 * record['validation_accuracy']:5.1f} %")
-    if record["rates"]:
+    if rates and record["rates"]:
         parts.append("rates " + " ".join(f"{name} {rate:.3f}" for name, rate in record["rates"].items()))
     return "  ".join(parts)
 
@@ -57,7 +57,7 @@ class RichDisplay(Display):
 
         self._progress = Progress(
             TextColumn("{task.description:<6}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[figures]}"),
@@ -74,7 +74,7 @@ class RichDisplay(Display):
         self._progress.update(self._steps, completed=step, figures=_summary(running))
 
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
-        self._progress.update(self._epochs, completed=record["epoch"] + 1, figures=_summary(record))
+        self._progress.update(self._epochs, completed=record["epoch"] + 1, figures=_summary(record, rates=False))
         self._progress.update(self._steps, completed=0)
 
     def message(self, text: str) -> None:

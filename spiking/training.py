@@ -7,6 +7,7 @@ not (on the same machine with the same number of threads; convolutions may add i
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -224,7 +225,8 @@ class Trainer:
                     self._finish_epoch(validation)
         finally:
             self.display.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training would also part the ranks, which evaluate together
+            tracker.finish()
         if self._best is not None:
             self.model.load_state_dict(self._best)
         elif self._average is not None:
@@ -236,30 +238,29 @@ class Trainer:
         from accelerate.utils import gather_object
 
         size, world, rank = self.config.batch_size, self.accelerator.num_processes, self.accelerator.process_index
+        if not len(data):
+            raise SpikingError("Trainer.evaluate: got no samples; expected at least one.")
         was_training = self.model.training
         self.model.eval()
-        self._rates.clear()
-        found = []
+        parts = []
         with torch.no_grad():
             for first in range(rank * size, len(data), world * size):
                 indices = np.arange(first, min(first + size, len(data)))
                 x, labels = self._to_device(data.batch(indices, None))
-                result = self.objective(self._run, x, labels)
-                self._rates.collect(len(indices))
-                found.append((indices, result.logits.float().cpu().numpy(), labels.cpu().numpy(), float(result.loss)))
+                # The bare model: ranks may have unequal numbers of batches, and the distributed one would wait for all.
+                result = self.objective(self.model, x, labels)
+                scores = result.logits.float().cpu().numpy()
+                parts.append((first, scores, labels.cpu().numpy(), float(result.loss), self._rates.latest()))
         self.model.train(was_training)
-        if not len(data):
-            raise SpikingError("Trainer.evaluate: got no samples; expected at least one.")
         if world > 1:
-            found = gather_object(found)
-        found.sort(key=lambda part: part[0][0])
-        sizes = [len(part[0]) for part in found]
-        mean_loss = float(np.average([part[3] for part in found], weights=sizes))
+            parts = gather_object(parts)
+        _, logits, targets, losses, rates = zip(*sorted(parts, key=lambda part: part[0]))
+        sizes = [len(part) for part in targets]
         return Evaluation(
-            np.concatenate([part[1] for part in found]),
-            np.concatenate([part[2] for part in found]),
-            mean_loss,
-            self._rates.mean(),
+            np.concatenate(logits),
+            np.concatenate(targets),
+            float(np.average(losses, weights=sizes)),
+            {name: float(np.average([part[name] for part in rates], weights=sizes)) for name in rates[0]},
         )
 
     # One epoch
@@ -511,8 +512,6 @@ class _Rates:
 
     def __init__(self, model: nn.Module) -> None:
         self._now: dict[str, Tensor] = {}
-        self._sums: dict[str, float] = {}
-        self._samples = 0
         for name, layer in model.named_modules():
             if isinstance(layer, Neuron):
                 layer.register_forward_hook(self._hook(name))
@@ -526,17 +525,6 @@ class _Rates:
 
     def latest(self) -> dict[str, float]:
         return {name: float(rate) for name, rate in self._now.items()}
-
-    def clear(self) -> None:
-        self._sums, self._samples = {}, 0
-
-    def collect(self, n: int) -> None:
-        self._samples += n
-        for name, rate in self.latest().items():
-            self._sums[name] = self._sums.get(name, 0.0) + rate * n
-
-    def mean(self) -> dict[str, float]:
-        return {name: total / max(1, self._samples) for name, total in self._sums.items()}
 
 
 class _Average:
@@ -575,6 +563,11 @@ def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:
         raise SpikingError('TrainConfig.device: got "cuda"; torch sees no CUDA device here. Use "auto" or "cpu".')
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise SpikingError('TrainConfig.mixed_precision: got "fp16"; it needs a GPU. Use "bf16" or "no" on a CPU.')
+    if config.log_with != "none" and importlib.util.find_spec(config.log_with) is None:
+        raise SpikingError(
+            f'TrainConfig.log_with: got "{config.log_with}", which is not installed. '
+            f"Install it (pip install {config.log_with}), or leave log_with out."
+        )
     # One process may train several models; accelerate otherwise keeps the first one's precision for ever.
     AcceleratorState._reset_state()
     try:
@@ -586,7 +579,7 @@ def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:
         )
     except (ImportError, ValueError) as err:
         raise SpikingError(
-            f"Trainer: cannot set up {config.device}, {config.mixed_precision}, {config.log_with}: {err}"
+            f"Trainer: cannot use {config.device}, {config.mixed_precision}, {config.log_with}: {err}"
         ) from err
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -194,6 +195,51 @@ def test_sigterm_saves_as_well(tmp_path):
         t.fit(problem())
     assert stopped.value.signum == signal.SIGTERM
     assert ckpt.load(tmp_path / "checkpoint.safetensors").state["position"]["step"] == 3
+
+
+RANKS = """
+import json, sys
+sys.path.insert(0, {folder!r})
+import torch
+from test_training import problem, QUIET
+from spiking import LIF, Linear, Sequential
+from spiking.training import TrainConfig, Trainer
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = Sequential(Linear(8, 16), LIF(), Linear(16, 2), LIF())
+config = TrainConfig(epochs=2, batch_size=8, lr=0.02, warmup_epochs=0.5, device="cpu")
+trainer = Trainer(model, config=config, run_dir={run!r}, display=QUIET)
+trainer.fit(problem(n=60), problem(n=31, seed=1))
+found = trainer.evaluate(problem(n=31, seed=1))
+if trainer.accelerator.is_main_process:
+    print(json.dumps({{"ranks": trainer.accelerator.num_processes, "loss": found.loss, "n": len(found.labels),
+                       "labels": found.labels.tolist(), "rates": found.rates}}))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_work_and_find_the_same(tmp_path):
+    """Each batch is split between the ranks, so the run is that of one process up to the order of additions."""
+    found = {}
+    for ranks in (1, 2):
+        script = tmp_path / f"ranks{ranks}.py"
+        script.write_text(RANKS.format(folder=str(Path(__file__).parent), run=str(tmp_path / str(ranks))))
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+        done = subprocess.run(
+            [sys.executable, "-P", *launcher, str(script)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        found[ranks] = json.loads(done.stdout.splitlines()[-1])
+        assert found[ranks]["ranks"] == ranks
+        assert found[ranks]["labels"] == (np.arange(31) % 2).tolist()
+    # A gradient in another order of additions may flip a spike here and there.
+    assert found[1]["loss"] == pytest.approx(found[2]["loss"], abs=1e-3)
+    assert found[1]["rates"] == pytest.approx(found[2]["rates"], abs=1e-3)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
@@ -437,6 +483,12 @@ def test_refusals_name_the_culprit(tmp_path, call, message):
 def test_a_missing_gpu_is_said():
     with pytest.raises(SpikingError, match=r'TrainConfig\.device: got "cuda"; torch sees no CUDA device'):
         trainer(device="cuda")
+
+
+def test_a_tracker_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SpikingError, match=r'TrainConfig\.log_with: got "wandb", which is not installed'):
+        trainer(log_with="wandb")
 
 
 def test_nothing_is_left_of_the_signal_handlers():

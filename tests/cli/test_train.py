@@ -122,11 +122,13 @@ def test_the_number_of_epochs_follows_from_the_number_of_recordings():
     class Split(NamedTuple):
         train: range
         test: range
+        simulated: bool = False
 
     recordings = Split(range(800), range(100))
-    assert _with_epochs(Recipe(), recordings, None, {}).train.epochs == 40
-    assert _with_epochs(Recipe(folds=5), recordings, None, {}).train.epochs == 40
+    assert _with_epochs(Recipe(), recordings, None, {}).train.epochs == 100
+    assert _with_epochs(Recipe(folds=5), recordings, None, {}).train.epochs == 100
     assert _with_epochs(Recipe(), Split(range(60_000), range(10_000)), None, {}).train.epochs == 5
+    assert _with_epochs(Recipe(), Split(range(1442), range(355), True), None, {}).train.epochs == 15
     chosen = {"train": {"epochs": 7}}
     assert _with_epochs(Recipe(), recordings, None, chosen) == Recipe()
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from spiking.errors import SpikingError
 from spiking.models import NMNISTConfig, NMNISTNet
 from spiking.models.nmnist import EventBatches, FrameConfig, Recipe, build, hold_out, objective, proportion
-from spiking.models.nmnist.baseline import counts, features
+from spiking.models.nmnist.baseline import counts
 from spiking.models.nmnist.data import undo_saccades
 from spiking.models.nmnist.model import integrate
 
@@ -234,11 +234,10 @@ def test_holding_out_keeps_the_mix_of_classes_and_every_recording():
     assert [len(part) for part in hold_out(labels, 0.0, seed=0)] == [200, 0]
 
 
-def test_baseline_features_are_the_frames():
-    data = EventBatches(store())
-    x, _ = data.batch(np.arange(12), None)
-    assert np.array_equal(features(data), x.transpose(0, 1).flatten(1).numpy())
+def test_the_baseline_sees_every_event_once():
     assert counts(store()).sum(1).tolist() == [300.0] * 12
+    x, _ = EventBatches(store(), config=FrameConfig(saccades="keep", counts="linear")).batch(np.arange(12), None)
+    assert np.array_equal(counts(store(), time_bins=6), x.transpose(0, 1).flatten(1).numpy())
 
 
 def test_the_interval_is_wilsons():

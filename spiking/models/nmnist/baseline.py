@@ -7,17 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from spiking.models.nmnist.data import EventBatches
-
-
-def features(batches: EventBatches) -> np.ndarray:
-    """The frames of all recordings as rows [N, T·2·34·34], without augmentation."""
-    rows = []
-    for first in range(0, len(batches), 256):
-        x, _ = batches.batch(np.arange(first, min(first + 256, len(batches))), None)
-        rows.append(x.transpose(0, 1).flatten(1).numpy())
-    return np.concatenate(rows)
-
 
 def counts(events: Any, time_bins: int = 3, window_us: int = 315_000) -> np.ndarray:
     """Event counts of each pixel and polarity in a few time bins, [N, T·2·34·34], as the sensor saw them."""
