@@ -272,7 +272,7 @@ def _price(
         out / "report.html",
         title="N-MNIST" + (" (SIMULATED recordings)" if recordings.simulated else ""),
         recording=shown,
-        facts={"Recordings": recordings.description, "Accuracy": str(accuracy)},
+        facts={"Recordings": recordings.description.split(". ")[0], "Accuracy": str(accuracy)},
         figures={"Confusion matrix of the test recordings": out / "confusion.png"},
     )
     return {
