@@ -12,6 +12,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace SPIKING_NS {
 namespace {
@@ -22,6 +25,8 @@ namespace {
 // The state rows of a block stay in L1 while time runs; longer rows help the hardware prefetcher.
 constexpr i64 BLOCK = 1024;
 constexpr i64 RECOMPUTE_BLOCK = 256;
+constexpr i64 STREAM_BYTES = i64(8) << 20;
+constexpr i64 PIECE = 256;     // neurons between two looks ahead at the next row
 
 template <class IO, class T>
 SPIKING_ROW const T* load_row(const IO* from, T* buffer, i64 n) {
@@ -34,10 +39,60 @@ SPIKING_ROW const T* load_row(const IO* from, T* buffer, i64 n) {
     }
 }
 
+// Writes past the caches: an ordinary store first reads the line that it overwrites, a third more traffic where memory is the floor.
+SPIKING_ROW void stream_bytes(const void* from, void* to, i64 bytes) {
+    const char* source = static_cast<const char*>(from);
+    char* target = static_cast<char*>(to);
+#if defined(__AVX512F__)
+    using Wide = __m512i;
+#elif defined(__AVX2__)
+    using Wide = __m256i;
+#elif defined(__SSE2__)
+    using Wide = __m128i;
+#endif
+#if defined(__SSE2__)
+    constexpr i64 W = sizeof(Wide);
+    const i64 misfit = i64(reinterpret_cast<u64>(target) % u64(W));
+    const i64 head = misfit == 0 ? 0 : (W - misfit < bytes ? W - misfit : bytes);
+    __builtin_memcpy(target, source, u64(head));
+    i64 at = head;
+    for (; at + W <= bytes; at += W) {
+        Wide line;
+        __builtin_memcpy(&line, source + at, sizeof(line));
+#if defined(__AVX512F__)
+        _mm512_stream_si512(reinterpret_cast<Wide*>(target + at), line);
+#elif defined(__AVX2__)
+        _mm256_stream_si256(reinterpret_cast<Wide*>(target + at), line);
+#else
+        _mm_stream_si128(reinterpret_cast<Wide*>(target + at), line);
+#endif
+    }
+    __builtin_memcpy(target + at, source + at, u64(bytes - at));
+#else
+    __builtin_memcpy(target, source, u64(bytes));
+#endif
+}
+
+// Streamed stores are weakly ordered: they have to be out before another thread may read.
+SPIKING_FN void stream_end() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+// A row of one block is only a few pages: hardware prefetchers start anew at each, so the next row is asked for while this one is used.
+SPIKING_FN void prefetch_row(const void* row, i64 bytes) {
+    for (i64 at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
+}
+
 template <class IO, class T>
-SPIKING_ROW void store_row(const T* __restrict from, IO* __restrict to, i64 n) {
-    if constexpr (sizeof(IO) != sizeof(T))
+SPIKING_ROW void store_row(const T* __restrict from, IO* __restrict to, i64 n, bool stream) {
+    if constexpr (sizeof(IO) == sizeof(T)) {
+        if (stream) stream_bytes(from, to, n * i64(sizeof(T)));
+        else __builtin_memcpy(to, from, u64(n) * sizeof(T));
+    } else {
         for (i64 k = 0; k < n; ++k) narrow(from[k], to[k]);
+    }
 }
 
 template <class T> struct Cells { const T *beta, *threshold, *beta_syn; };
@@ -72,14 +127,18 @@ SPIKING_ROW void fill_cells(const NeuronCall& p, i64 first, i64 n, T* beta, T* t
 }
 
 template <Kind kind, Reset reset, Flags flags, class T>
-SPIKING_ROW void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T> rule, T* __restrict s, T* __restrict h, i64 n) {
+SPIKING_ROW void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T> rule, T* __restrict s, T* __restrict h, i64 n,
+                          const void* next, i64 width) {
     T* __restrict v = st.v;
     T* __restrict e = st.e;
     T* __restrict c = st.c;
     const T* __restrict beta = cells.beta;
     const T* __restrict threshold = cells.threshold;
     const T* __restrict beta_syn = cells.beta_syn;
-    for (i64 k = 0; k < n; ++k) {
+    for (i64 piece = 0; piece < n; piece += PIECE) {
+        const i64 stop = piece + PIECE < n ? piece + PIECE : n;
+        if (next) prefetch_row(static_cast<const char*>(next) + piece * width, (stop - piece) * width);
+    for (i64 k = piece; k < stop; ++k) {
         T vk = v[k], ek = T(0), ck = T(0), hk, y = T(0);
         if constexpr (kind != Kind::lif) ek = e[k];
         if constexpr (kind == Kind::cuba) y = beta_syn[k];
@@ -89,6 +148,7 @@ SPIKING_ROW void step_row(const T* __restrict x, States<T> st, Cells<T> cells, c
         v[k] = vk;
         if constexpr (kind != Kind::lif) e[k] = ek;
         if constexpr (flags != Flags::plain) c[k] = ck;
+    }
     }
 }
 
@@ -165,6 +225,29 @@ SPIKING_ROW void adjoint_row(const T* __restrict x, const T* __restrict h, const
     }
 }
 
+// adjoint_row of the plain neuron without parameter gradients, surrogate included: what a training step of most networks runs.
+template <Reset reset, class T>
+SPIKING_ROW void plain_adjoint_row(const T* __restrict h, const T* __restrict gs, T* __restrict cv, Cells<T> cells, const Rule<T> rule,
+                                   T* __restrict gx, i64 n, const void* next_h, const void* next_gs, i64 width) {
+    const T* __restrict beta = cells.beta;
+    const T* __restrict threshold = cells.threshold;
+    with_surrogate(rule.surrogate, [&](auto tag) {
+        const T a = rule.a, b = rule.b;
+        for (i64 piece = 0; piece < n; piece += PIECE) {
+            const i64 stop = piece + PIECE < n ? piece + PIECE : n;
+            if (next_h) prefetch_row(static_cast<const char*>(next_h) + piece * i64(sizeof(T)), (stop - piece) * i64(sizeof(T)));
+            if (next_gs) prefetch_row(static_cast<const char*>(next_gs) + piece * width, (stop - piece) * width);
+        for (i64 k = piece; k < stop; ++k) {
+            const T u = h[k] - threshold[k], slope = surrogate_grad<decltype(tag)::value>(u, a, b);
+            T flow = cv[k], none_e = T(0), none_s = T(0), grad_beta, grad_threshold, grad_beta_syn;
+            gx[k] = neuron_adjoint<Kind::lif, reset, Flags::plain>(T(0), h[k], u, slope, gs[k], T(0), T(0), T(0), flow, none_e, none_s, beta[k],
+                                                                   threshold[k], T(0), rule, grad_beta, grad_threshold, grad_beta_syn);
+            cv[k] = flow;
+        }
+        }
+    });
+}
+
 template <class T>
 SPIKING_ROW void fill(T* to, i64 n, T value) {
     for (i64 k = 0; k < n; ++k) to[k] = value;
@@ -183,6 +266,12 @@ SPIKING_ROW void load_state(const T* from, i64 stride, int extra, int counter, c
     if (from && counter) copy(from + counter * stride, c, n); else fill(c, n, T(0));
 }
 
+// Outputs that do not fit the caches anyway are streamed past them.
+template <class IO>
+bool streams(const NeuronCall& p) {
+    return p.T * p.N * i64(sizeof(IO)) >= STREAM_BYTES;
+}
+
 template <Kind kind, Reset reset, Flags flags, class IO>
 void forward_block(const NeuronCall& p, i64 first, i64 n) {
     using T = typename StateOf<IO>::type;
@@ -198,19 +287,23 @@ void forward_block(const NeuronCall& p, i64 first, i64 n) {
         if (extra) copy(e, to + p.N, n);
         if (counter) copy(c, to + counter * p.N, n);
     };
+    const bool stream = streams<IO>(p);
     for (i64 t = 0; t < p.T; ++t) {
         const i64 at = t * p.N + first;
         if (p.save == 3 && t > 0 && t % CHUNK == 0) store_state(static_cast<T*>(p.saved) + (t / CHUNK - 1) * n_states * p.N + first);
         const T* x = load_row(static_cast<const IO*>(p.x) + at, xb, n);
         IO* out = static_cast<IO*>(p.s) + at;
-        T* s = sb;
-        if constexpr (sizeof(IO) == sizeof(T)) s = out;
-        T* h = p.save == 1 ? static_cast<T*>(p.saved) + at : hb;
-        step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n);
-        store_row(sb, out, n);
+        constexpr bool direct = sizeof(IO) == sizeof(T);
+        const void* next = t + 1 < p.T ? static_cast<const IO*>(p.x) + at + p.N : nullptr;
+        T* s = direct && !stream ? reinterpret_cast<T*>(out) : sb;
+        T* h = p.save == 1 && !stream ? static_cast<T*>(p.saved) + at : hb;
+        step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n, next, sizeof(IO));
+        if (s == sb) store_row(sb, out, n, stream);
+        if (p.save == 1 && stream) store_row(hb, static_cast<T*>(p.saved) + at, n, true);
         if (p.save == 2) encode_row(h, threshold, rule, static_cast<u16*>(p.saved) + at, n);
     }
     store_state(static_cast<T*>(p.state1) + first);
+    if (stream) stream_end();
 }
 
 template <Kind kind, Reset reset, Flags flags, bool params, class IO>
@@ -236,16 +329,21 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
     if (!p.grad_s) fill(gsb, n, T(0));
     else if (p.grad_s_is_scalar) fill(gsb, n, T(widen(*static_cast<const IO*>(p.grad_s))));
 
+    const bool stream = streams<IO>(p);
+    const auto grad_row = [&](i64 t) -> const T* {
+        if (!p.grad_s || p.grad_s_is_scalar) return gsb;
+        const IO* row = static_cast<const IO*>(p.grad_s) + t * p.N + first;
+        if (t > 0) prefetch_row(row - p.N, n * i64(sizeof(IO)));
+        return load_row(row, gsb, n);
+    };
     const auto adjoint = [&](i64 t, const T* x, const T* h, const T* u, const T* bv, const T* be, const T* bc) {
         const i64 at = t * p.N + first;
         slope_row(u, rule, slope, n);
-        const T* gs = gsb;
-        if (p.grad_s && !p.grad_s_is_scalar) gs = load_row(static_cast<const IO*>(p.grad_s) + at, gsb, n);
+        const T* gs = grad_row(t);
         IO* out = static_cast<IO*>(p.grad_x) + at;
-        T* gx = gxb;
-        if constexpr (sizeof(IO) == sizeof(T)) gx = out;
+        T* gx = sizeof(IO) == sizeof(T) && !stream ? reinterpret_cast<T*>(out) : gxb;
         adjoint_row<kind, reset, flags, params>(x, h, u, slope, gs, bv, be, bc, CarryRows<T>{cv, ce, cs}, cells, rule, GradRows{gb, gt, gy}, gx, n);
-        store_row(gxb, out, n);
+        if (gx == gxb) store_row(gxb, out, n, stream);
     };
 
     if (p.save == 3) {                           // recompute a chunk forward, then walk it backward
@@ -260,7 +358,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
             for (i64 t = start; t < stop; ++t) {
                 copy(v, vs[t - start], n), copy(e, es[t - start], n), copy(c, counts[t - start], n);
                 const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
-                step_row<kind, reset, flags>(x, States<T>{v, e, c}, cells, rule, spikes, hs[t - start], n);
+                step_row<kind, reset, flags>(x, States<T>{v, e, c}, cells, rule, spikes, hs[t - start], n, nullptr, 0);
             }
             for (i64 t = stop - 1; t >= start; --t) {
                 const T *h = hs[t - start], *be = es[t - start];
@@ -273,6 +371,17 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
                 const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
                 adjoint(t, x, h, ub, vs[t - start], be, counts[t - start]);
             }
+        }
+    } else if (flags == Flags::plain && !params && p.save == 1) {   // the common case in one pass over each row
+        for (i64 t = p.T - 1; t >= 0; --t) {
+            const T* h = static_cast<const T*>(p.saved) + t * p.N + first;
+            const bool given = p.grad_s && !p.grad_s_is_scalar;
+            const IO* row = static_cast<const IO*>(p.grad_s) + t * p.N + first;
+            const T* gs = given ? load_row(row, gsb, n) : gsb;
+            IO* out = static_cast<IO*>(p.grad_x) + t * p.N + first;
+            T* gx = sizeof(IO) == sizeof(T) && !stream ? reinterpret_cast<T*>(out) : gxb;
+            plain_adjoint_row<reset>(h, gs, cv, cells, rule, gx, n, t > 0 ? h - p.N : nullptr, t > 0 && given ? row - p.N : nullptr, sizeof(IO));
+            if (gx == gxb) store_row(gxb, out, n, stream);
         }
     } else if constexpr (kind == Kind::lif) {    // value or half: h is at hand, the state before a step follows from the row before
         alignas(64) T hb[2][W], uprev[W], vb[W], zero[W];
@@ -335,6 +444,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
         if (extra) copy(ce, g0 + p.N, n);
         if (counter) fill(g0 + counter * p.N, n, T(0));
     }
+    if (stream) stream_end();
     if constexpr (params) {
         for (i64 k = 0; k < n; ++k) {
             const i64 index = p.C == 1 ? 0 : ((first + k) / p.inner) % p.C;
