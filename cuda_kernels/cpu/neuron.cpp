@@ -25,7 +25,7 @@ namespace {
 // The state rows of a block stay in L1 while time runs; longer rows help the hardware prefetcher.
 constexpr i64 BLOCK = 1024;
 constexpr i64 RECOMPUTE_BLOCK = 256;
-constexpr i64 STREAM_BYTES = i64(8) << 20;
+constexpr i64 STREAM_BYTES = i64(4) << 20;
 constexpr i64 PIECE = 256;     // neurons between two looks ahead at the next row
 
 template <class IO, class T>
@@ -138,17 +138,17 @@ SPIKING_ROW void step_row(const T* __restrict x, States<T> st, Cells<T> cells, c
     for (i64 piece = 0; piece < n; piece += PIECE) {
         const i64 stop = piece + PIECE < n ? piece + PIECE : n;
         if (next) prefetch_row(static_cast<const char*>(next) + piece * width, (stop - piece) * width);
-    for (i64 k = piece; k < stop; ++k) {
-        T vk = v[k], ek = T(0), ck = T(0), hk, y = T(0);
-        if constexpr (kind != Kind::lif) ek = e[k];
-        if constexpr (kind == Kind::cuba) y = beta_syn[k];
-        if constexpr (flags != Flags::plain) ck = c[k];
-        s[k] = neuron_step<kind, reset, flags>(x[k], vk, ek, ck, beta[k], threshold[k], y, rule, hk);
-        h[k] = hk;
-        v[k] = vk;
-        if constexpr (kind != Kind::lif) e[k] = ek;
-        if constexpr (flags != Flags::plain) c[k] = ck;
-    }
+        for (i64 k = piece; k < stop; ++k) {
+            T vk = v[k], ek = T(0), ck = T(0), hk, y = T(0);
+            if constexpr (kind != Kind::lif) ek = e[k];
+            if constexpr (kind == Kind::cuba) y = beta_syn[k];
+            if constexpr (flags != Flags::plain) ck = c[k];
+            s[k] = neuron_step<kind, reset, flags>(x[k], vk, ek, ck, beta[k], threshold[k], y, rule, hk);
+            h[k] = hk;
+            v[k] = vk;
+            if constexpr (kind != Kind::lif) e[k] = ek;
+            if constexpr (flags != Flags::plain) c[k] = ck;
+        }
     }
 }
 
@@ -237,13 +237,13 @@ SPIKING_ROW void plain_adjoint_row(const T* __restrict h, const T* __restrict gs
             const i64 stop = piece + PIECE < n ? piece + PIECE : n;
             if (next_h) prefetch_row(static_cast<const char*>(next_h) + piece * i64(sizeof(T)), (stop - piece) * i64(sizeof(T)));
             if (next_gs) prefetch_row(static_cast<const char*>(next_gs) + piece * width, (stop - piece) * width);
-        for (i64 k = piece; k < stop; ++k) {
-            const T u = h[k] - threshold[k], slope = surrogate_grad<decltype(tag)::value>(u, a, b);
-            T flow = cv[k], none_e = T(0), none_s = T(0), grad_beta, grad_threshold, grad_beta_syn;
-            gx[k] = neuron_adjoint<Kind::lif, reset, Flags::plain>(T(0), h[k], u, slope, gs[k], T(0), T(0), T(0), flow, none_e, none_s, beta[k],
-                                                                   threshold[k], T(0), rule, grad_beta, grad_threshold, grad_beta_syn);
-            cv[k] = flow;
-        }
+            for (i64 k = piece; k < stop; ++k) {
+                const T u = h[k] - threshold[k], slope = surrogate_grad<decltype(tag)::value>(u, a, b);
+                T flow = cv[k], none_e = T(0), none_s = T(0), grad_beta, grad_threshold, grad_beta_syn;
+                gx[k] = neuron_adjoint<Kind::lif, reset, Flags::plain>(T(0), h[k], u, slope, gs[k], T(0), T(0), T(0), flow, none_e, none_s, beta[k],
+                                                                       threshold[k], T(0), rule, grad_beta, grad_threshold, grad_beta_syn);
+                cv[k] = flow;
+            }
         }
     });
 }

@@ -205,6 +205,28 @@ def test_any_size_equals_the_reference(size, steps, seed, save):
     _close(found[0], wanted[0], 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float32, 300_001), (torch.float64, 150_003), (torch.bfloat16, 600_007), (torch.float32, 1 << 18)],
+)
+@pytest.mark.parametrize("save", ["value", "recompute"])
+def test_outputs_that_are_streamed_past_the_caches_equal_the_reference(level, dtype, size, save):
+    """4 MB and more take another way to memory; odd sizes leave rows that start between two cache lines."""
+    rule = Rule(surrogate.ATan())
+    x, state, params, inner = _case(rule, (5, 1, size), dtype)
+    assert x.nbytes >= 4 << 20
+    grads = (
+        torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).to(dtype),
+        torch.zeros(state.shape, dtype=state.dtype),
+    )
+    s, last, found = _kernel(x, state, params, inner, rule, grads, save)
+    s_ref, last_ref, wanted = _reference(x, state, params, inner, rule, grads)
+    assert torch.equal(s, s_ref)
+    assert torch.equal(last, last_ref)
+    narrow = 2**-7 if dtype == torch.bfloat16 else 1e-6  # one rounding of the gradient to 8 bits
+    _close(found[0].double(), wanted[0].double(), narrow)
+
+
 def test_the_number_of_threads_changes_nothing():
     rule = Rule(surrogate.ATan())
     x, state, params, inner = _case(rule, (9, 4, 9001), torch.float32)

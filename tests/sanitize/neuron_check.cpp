@@ -35,6 +35,7 @@ void one() {
     p.dtype = draw(0, 3), p.kind = draw(0, 2), p.reset = draw(0, 2), p.surrogate = draw(0, 8), p.threads = draw(1, 3);
     p.T = draw(0, 40), p.C = draw(0, 1) ? 1 : draw(1, 7), p.inner = draw(1, 9);
     p.N = p.C == 1 && draw(0, 1) ? draw(0, 3000) : p.C * p.inner * draw(0, 40);
+    if (draw(0, 39) == 0) p.C = p.inner = 1, p.T = draw(1, 5), p.N = draw(1100000, 1200000) / p.T;   // large enough to be streamed
     p.tie_gt = draw(0, 1), p.detach_reset = draw(0, 1);
     p.decay_input = p.kind != 1 && draw(0, 1);
     p.refractory = p.kind != 1 && draw(0, 2) == 0 ? draw(1, 4) : 0;
