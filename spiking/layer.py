@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
 
+from spiking.cuda_kernels.pool_ops import pool_moments
 from spiking.errors import SpikingError
 
 __all__ = [
@@ -275,6 +276,34 @@ class TDBatchNorm2d(_ThresholdScaled):
         return _images(self, input, self._normalise)
 
 
+def _fuses(norm: nn.Module, pool: nn.Module, x: Tensor) -> bool:
+    """Whether training may run batch normalisation and the average pooling after it in one pass each way."""
+    if not (isinstance(norm, BatchNorm2d) and isinstance(pool, AvgPool2d) and norm.training and x.dim() == 5):
+        return False
+    window = pool.kernel_size
+    plain = isinstance(window, int) and pool.stride == window and pool.padding == 0 and not pool.ceil_mode
+    plain &= pool.divisor_override is None and norm.affine and norm.track_running_stats and norm.momentum is not None
+    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (norm, pool))
+    fits = x.shape[2] == norm.num_features and min(x.shape[3:]) >= (window if isinstance(window, int) else 1)
+    return plain and not watched and fits and x.dtype in (torch.float32, torch.float64) and x.numel() > x.shape[2]
+
+
+def _norm_then_pool(norm: BatchNorm2d, pool: AvgPool2d, x: Tensor) -> Tensor:
+    """pool(norm(x)), with the normalisation applied to the pooled images: the mean of a window of a·x + b is a·mean + b."""
+    pooled, moments = pool_moments(x.flatten(0, 1), pool.kernel_size)
+    n = x.numel() // x.shape[2]
+    mean = moments[0] / n
+    variance = (moments[1] / n - mean * mean).clamp(min=0)
+    scale = norm.weight.double() * (variance + norm.eps).rsqrt()
+    shift = norm.bias.double() - mean * scale
+    with torch.no_grad():
+        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr, operator]
+        for running, now in ((norm.running_mean, mean), (norm.running_var, variance * n / (n - 1))):
+            running.lerp_(now.to(running.dtype), norm.momentum)  # type: ignore[union-attr, arg-type]
+    scale, shift = (v.to(x.dtype)[:, None, None] for v in (scale, shift))
+    return torch.addcmul(shift, pooled, scale).unflatten(0, x.shape[:2])
+
+
 class Sequential(nn.Sequential):
     """Layers and neurons one after the other, with their states in the caller's hands.
 
@@ -292,9 +321,16 @@ class Sequential(nn.Sequential):
     def forward(self, input: Tensor, state: tuple[Any, ...] | None = None, return_state: bool = False) -> Any:
         x = input
         after: list[Any] = []
-        for (name, layer), before in zip(self.named_children(), self._states(state), strict=True):
+        layers = list(zip(self.named_children(), self._states(state), strict=True))
+        pooled = False
+        for i, ((name, layer), before) in enumerate(layers):
             try:
-                if not hasattr(layer, "step"):
+                following = layers[i + 1][0][1] if i + 1 < len(layers) else None
+                if pooled:  # by the layer before
+                    pooled, new = False, None
+                elif following is not None and _fuses(layer, following, x):
+                    x, new, pooled = _norm_then_pool(layer, following, x), None, True  # type: ignore[arg-type]
+                elif not hasattr(layer, "step"):
                     x, new = layer(x), None
                 elif return_state or before is not None:
                     x, new = layer(x, state=before, return_state=True)
