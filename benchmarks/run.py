@@ -48,9 +48,12 @@ class Row:
 
 
 def interleaved(
-    contestants: dict[str, Callable[[], Any]], repeats: int, warm_up: dict[str, int] | int = 3
+    contestants: dict[str, Callable[[], Any]], repeats: int, warm_up: dict[str, int] | int = 3, in_a_row: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of each call, contestant after contestant, round by round, so that all meet the same load.
+
+    `in_a_row` calls of each contestant follow one another in a round; above 1, one more goes before them untimed, so that
+    none is charged for what the one before it left in the caches.
 
     >>> sorted(interleaved({"a": lambda: None, "b": lambda: None}, repeats=2, warm_up=1))
     ['a', 'b']
@@ -61,9 +64,12 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, call in contestants.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            if in_a_row > 1:
+                call()
+            for _ in range(in_a_row):
+                start = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
