@@ -1,8 +1,9 @@
 """LIF forward + backward over a whole sequence: ours (arena on and off, three ways to save) against every peer and torch.compile.
 
-Each call runs forward and backward from input current to input gradient, several in a row as in a training loop. The floor is what the arithmetic cannot beat: the kernel
-reads x, writes s and h, then reads h and the gradient and writes the input's gradient; the floor makes the same three reads and three
-writes over five tensors of the same size, as plain copies into reused memory, timed in the same run.
+Each call runs forward and backward from input current to input gradient, several in a row as in a training loop. The floor is
+what the arithmetic cannot beat: the kernel reads x, writes s and h, then reads h and the gradient and writes the input's gradient;
+the floor makes the same three reads and three writes over five tensors of the same size, as plain copies into reused memory, timed
+in the same run.
 """
 
 from __future__ import annotations
