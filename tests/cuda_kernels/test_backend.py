@@ -1,8 +1,10 @@
 """Which implementation runs, and what is said where one cannot."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from spiking.cuda_kernels import backend
 
 from spiking import SpikingError
 
+ELSEWHERE = tempfile.gettempdir()  # python -c looks into the working directory first: never the repository
 CODE = """
 import json, torch
 from spiking.cuda_kernels import backend
@@ -22,11 +25,15 @@ print(json.dumps([choice.name, choice.not_used, s.flatten().tolist(), module.lev
 
 
 def _run(code=CODE, **variables):
-    import os
-
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SPIKING_")} | variables
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        cwd=ELSEWHERE,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

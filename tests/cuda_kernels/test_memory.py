@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -100,7 +101,10 @@ def test_threads_may_take_and_drop_at_once():
 
 
 def _python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    elsewhere = tempfile.gettempdir()  # python -c looks into the working directory first: never the repository
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_tensors_that_live_until_exit_do_no_harm():
