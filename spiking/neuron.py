@@ -14,6 +14,7 @@ True
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -65,7 +66,7 @@ class AdaptiveLIFState(NamedTuple):
 NeuronState: TypeAlias = LIFState | CuBaLIFState | AdaptiveLIFState
 
 
-class Neuron(nn.Module):
+class Neuron(nn.Module, ABC):
     """What every integrate-and-fire neuron offers. Not to be built itself: a member sets `rule` and says its decay and threshold.
 
     A member holds parameters and returns them from `cells`; calls, streaming and description are the same for all.
@@ -75,9 +76,9 @@ class Neuron(nn.Module):
     save: F.Save
     state_type: type[NeuronState]
 
+    @abstractmethod
     def cells(self) -> dict[str, float | Tensor]:
         """beta, threshold (and beta_syn) as they are used: numbers, or tensors that broadcast over the features."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, state: NeuronState | None = None, return_state: bool = False) -> Any:
         """Spikes [T, B, *] for input [T, B, *]; with `return_state` also the state after the last step."""

@@ -15,6 +15,7 @@ branch in `cuda_kernels/include/surrogate.h`. The tests run every member of `ALL
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class Surrogate(ABC):
     """What every surrogate offers: `grad(u)`, the derivative at `u`, and the numbers that the kernels need.
 
     `kernel_id` selects the branch in `include/surrogate.h` (a test compares the two); `kernel_parameters` are its two numbers.
@@ -48,13 +49,14 @@ class Surrogate:
 
     kernel_id: ClassVar[int]
 
+    @abstractmethod
     def grad(self, u: Tensor) -> Tensor:
         """Derivative ds/du at `u`, elementwise and in the dtype of `u`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def kernel_parameters(self) -> tuple[float, float]:
-        raise NotImplementedError
+        """The two numbers that the kernels take."""
 
     def _require_positive(self, **values: float) -> None:
         for name, value in values.items():
