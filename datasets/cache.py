@@ -32,6 +32,19 @@ def cache_root() -> Path:
     return Path(os.environ.get("SPIKING_CACHE") or Path.home() / ".cache" / "spiking")
 
 
+def fingerprint(path: Path, hashed: int = 256 << 20) -> list[Any]:
+    """What tells one state of a file from another: its hash, or size and time of change where it is larger than `hashed` bytes.
+
+    A folder has none: its files' names and sizes have to do.
+    """
+    if not path.is_file():
+        return []
+    status = path.stat()
+    if status.st_size > hashed:
+        return [status.st_size, status.st_mtime_ns]
+    return [hashlib.sha256(path.read_bytes()).hexdigest()]
+
+
 def key_of(*parts: Any) -> str:
     """A name made of content and settings; parts are numbers, strings, lists, dicts, bytes and arrays."""
     digest = hashlib.sha256()

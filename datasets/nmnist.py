@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from spiking.datasets import _kernels
-from spiking.datasets.cache import Stored, cache_root, key_of, load_or_build, pack
+from spiking.datasets.cache import Stored, cache_root, fingerprint, key_of, load_or_build, pack
 from spiking.datasets.events import decode_bin, encode_bin, read_bytes
 from spiking.datasets.recordings import HOW_TO_GET, RecordingSet
 
@@ -55,7 +55,7 @@ class NMNIST(RecordingSet):
 
     root may be a folder with `Train/<digit>/*.bin` and `Test/…`, a folder with the original train.zip and test.zip, a
     zip file that holds both trees (in part or whole), or a folder with one of these in it. Nothing is downloaded. The
-    first opening packs a split into one file in `cache_dir` (None: `cache_root()`), keyed by names, sizes and
+    first opening packs a split into one file in `cache_dir` (None: `cache_root()`), keyed by names, sizes, the archive's hash and
     checksums.
 
     train: which split.  transform, target_transform: applied to each item.  structured: items are tonic's arrays, so
@@ -101,7 +101,8 @@ class NMNIST(RecordingSet):
             split = "train" if train else "test"
             source = find(Path(root), split)
             repair = {"sort": bool(sort), "drop_tail": bool(drop_tail)}
-            key = key_of("nmnist", FORMAT, split, [list(m) for m in source.members], repair)
+            members = [list(m) for m in source.members]
+            key = key_of("nmnist", FORMAT, split, members, fingerprint(Path(source.path)), repair)
             stored = load_or_build(
                 folder / f"nmnist-{split}-{key}.recordings", lambda: load(source, split, verify, repair, threads)
             )

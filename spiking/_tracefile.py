@@ -42,9 +42,12 @@ def save(trace: EventTrace, path: str | PathLike[str]) -> None:
             _write(file, trace)
             file.attrs["complete"] = True
         os.replace(part, path)
-    except OSError as err:
+    except (OSError, RuntimeError) as err:  # h5py gives a full disk as either, in HDF5's own words
         part.unlink(missing_ok=True)
-        raise SpikingError(f"{os.fspath(path)}: the trace cannot be written: {err}.") from err
+        said = str(err)
+        full = "No space left on device" in said or "errno = 28" in said
+        reason = "No space left on device" if full else said.splitlines()[0]
+        raise SpikingError(f"{os.fspath(path)}: the trace cannot be written: {reason}.") from err
 
 
 def _write(file: h5py.File, trace: EventTrace) -> None:

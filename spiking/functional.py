@@ -238,6 +238,8 @@ def check_rule(where: str, rule: Rule) -> None:
 
 def check_beta(where: str, name: str, beta: float | Tensor) -> None:
     """Raise SpikingError unless every decay lies in [0, 1]."""
+    if not isinstance(beta, (int, float, Tensor)):
+        raise SpikingError(f"{where}.{name}: got {beta!r}; expected a number or a tensor between 0 and 1.")
     low, high = (beta, beta) if isinstance(beta, (int, float)) else (beta.min().item(), beta.max().item())
     if not (low >= 0 and high <= 1):
         worst = low if not low >= 0 else high
@@ -256,6 +258,8 @@ def check_threshold(where: str, threshold: float | Tensor) -> None:
 
 
 def _check_input(where: str, x: Tensor, state: Tensor | None, rule: Rule) -> None:
+    if not isinstance(x, Tensor):
+        raise SpikingError(f"{where}: got input of type {type(x).__name__}; expected a tensor [T, B, *].")
     if x.dim() < 2:
         raise SpikingError(
             f"{where}: got input of shape {list(x.shape)}; expected [T, B, *]. For one time step call layer.step(x_t, state)."

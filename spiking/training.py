@@ -313,6 +313,11 @@ class Trainer:
         place = self._position
         record: dict[str, Any] = {"epoch": place.epoch, **self._running(), "seconds": round(place.seconds, 3)}
         self._look_at_rates(record["rates"])
+        for name, value in self.model.state_dict().items():  # an infinite weight has finite gradients, then becomes NaN
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise SpikingError(
+                    f'Trainer: {self._where()}: "{name}" holds values that are not finite. Start from other weights, or lower lr.'
+                )
         if validation is not None:
             with self._averaged_weights():
                 held_out = self.evaluate(validation)

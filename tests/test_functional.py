@@ -17,6 +17,8 @@ X = torch.full((4, 2, 3), 0.6)
         (lambda: spiking.LIF(beta=-0.1), r"LIF\.beta: got -0\.1; expected 0 <= beta <= 1"),
         (lambda: spiking.LIF(beta=float("nan")), r"LIF\.beta: got nan"),
         (lambda: spiking.LIF(beta=torch.tensor([0.5, 1.5])), r"LIF\.beta: got 1\.5"),
+        (lambda: spiking.LIF(beta="a"), r"LIF\.beta: got 'a'; expected a number or a tensor between 0 and 1"),
+        (lambda: spiking.LIF()([1, 2]), r"LIF: got input of type list; expected a tensor \[T, B, \*\]"),
         (lambda: spiking.LIF(threshold=0.0), r"LIF\.threshold: got 0\.0; expected finite numbers > 0"),
         (lambda: spiking.LIF(threshold=float("inf")), r"LIF\.threshold: got inf"),
         (lambda: spiking.LIF(reset="hard"), r"LIF\.reset: got 'hard'; expected \"subtract\", \"zero\" or \"none\""),

@@ -322,6 +322,18 @@ def test_a_nan_in_the_input_stops_by_sample():
         trainer().fit(data)
 
 
+def test_a_weight_that_becomes_nan_stops_by_name_before_anything_is_saved(tmp_path):
+    torch.manual_seed(0)
+    net = Sequential(Linear(8, 2), LIF(beta=0.5))
+    with torch.no_grad():
+        net[0].weight[0, 0] = math.inf  # the neuron fires at any current, so that loss and gradients stay finite
+    with pytest.raises(SpikingError, match=r'"0\.weight" holds values that are not finite'):
+        Trainer(net, config=TrainConfig(epochs=1, batch_size=4, device="cpu"), run_dir=tmp_path, display=QUIET).fit(
+            problem()
+        )
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_a_nan_weight_stops_by_name():
     t = trainer()
     with torch.no_grad():

@@ -98,6 +98,13 @@ def run() -> None:
     except SpikingError as err:
         print(f"spiking: {' '.join(str(err).split())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as err:  # a full or read-only disk under a figure, say
+        where = f"{err.filename}: " if err.filename else ""
+        print(f"spiking: {where}{err.strerror or err}. Free space or name another folder with --out.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("spiking: stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 __all__ = ["app", "run"]

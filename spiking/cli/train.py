@@ -179,7 +179,10 @@ def _folder(out: Path | None, resume: bool) -> Path:
         return Path("runs") / f"nmnist-{int(runs[-1].name[7:]) + 1 if runs else 1}"
     if resume and not (out / "config.yaml").is_file():
         raise SpikingError(f"{out}: there is no run to resume here (no config.yaml). Leave --resume out to start one.")
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not resume and out.exists() and not out.is_dir():
+        raise SpikingError(f"{out}: is a file; expected a folder for the run. Name another with --out.")
+    # A run that stopped before its first checkpoint left nothing to lose.
+    if not resume and out.exists() and any(path.name != "config.yaml" for path in out.iterdir()):
         raise SpikingError(f"{out}: is not empty. Add --resume to go on with the run in it, or name another folder.")
     return out
 

@@ -29,6 +29,28 @@ def test_version_is_the_packages(monkeypatch, capsys):
     assert call(monkeypatch, capsys, "--version") == (0, f"spiking {spiking.__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "line"),
+    [
+        (
+            OSError(28, "No space left on device", "run/figure.png"),
+            2,
+            "spiking: run/figure.png: No space left on device. Free",
+        ),
+        (KeyboardInterrupt(), 130, "spiking: stopped"),
+    ],
+)
+def test_a_full_disk_and_ctrl_c_end_with_one_line(monkeypatch, capsys, fault, code, line):
+    def stop() -> None:
+        raise fault
+
+    monkeypatch.setattr(main, "app", stop)
+    found, _, err = call(monkeypatch, capsys, "train")
+    assert found == code
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
 def test_help_lists_every_verb(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "--help")
     assert code == 0

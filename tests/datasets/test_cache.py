@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from spiking.datasets import cache
-from spiking.datasets.cache import key_of, load_or_build, pack
+from spiking.datasets.cache import fingerprint, key_of, load_or_build, pack
 
 
 @pytest.fixture
@@ -123,3 +123,15 @@ def test_two_processes_that_build_at_once_both_get_it(tree, tmp_path):
     assert all(mark.exists() for mark in marks)
     (left,) = folder.iterdir()
     assert len(cache.read(left).labels) == 3
+
+
+def test_a_damaged_copy_of_an_archive_never_meets_the_good_ones_cache(tmp_path):
+    good, bad = tmp_path / "good.zip", tmp_path / "bad.zip"
+    good.write_bytes(bytes(1000))
+    bad.write_bytes(bytes(500) + b"x" + bytes(499))
+    same = tmp_path / "same.zip"
+    same.write_bytes(bytes(1000))
+    assert fingerprint(good) == fingerprint(same)
+    assert fingerprint(good) != fingerprint(bad)
+    assert fingerprint(good, hashed=10)[0] == 1000
+    assert fingerprint(tmp_path) == []

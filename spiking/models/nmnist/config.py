@@ -59,7 +59,7 @@ class NMNISTConfig:
                 "output_reset": resets,
                 "readout": ("membrane", "rate"),
             },
-            {"hidden": (1, math.inf), "classes": (2, math.inf), "beta": (0, 1), "output_beta": (0, 1)},
+            {"hidden": (1, math.inf), "classes": (10, math.inf), "beta": (0, 1), "output_beta": (0, 1)},
         )
         if not 0 <= self.dropout < 1:
             raise SpikingError(f"NMNISTConfig.dropout: got {self.dropout}; expected 0 <= dropout < 1.")
@@ -119,4 +119,6 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        if self.folds == 1:
+            raise SpikingError("Recipe.folds: got 1; expected 0 (none) or at least 2.")
         _check(self, {}, {"folds": (0, math.inf), "validation": (0, 0.9), "label_smoothing": (0, 0.99)})

@@ -115,8 +115,11 @@ def train(
     everything, test = batches(recipe, recordings.train), batches(recipe, recordings.test)
     model = build(recipe)
     trainer = Trainer(model, objective(recipe.label_smoothing), recipe.train, out, display)
+    path = trainer.checkpoint_path  # none yet where the run was stopped before its first
     history = trainer.fit(
-        everything.subset(train_part), everything.subset(held_out) if len(held_out) else None, resume=resume
+        everything.subset(train_part),
+        everything.subset(held_out) if len(held_out) else None,
+        resume=resume and path is not None and path.exists(),
     )
     trained = time.perf_counter()
     found = trainer.evaluate(test)
