@@ -101,7 +101,7 @@ def _convolutions(network: nn.Module, batches: EventBatches, n: int, size: int, 
     shapes: list[tuple[nn.Conv2d, torch.Size]] = []
 
     def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
-        shapes.append((layer, inputs[0].shape))  # type: ignore[arg-type]
+        shapes.append((layer, inputs[0].shape))
 
     hooks = [m.register_forward_hook(look) for m in network.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
