@@ -98,7 +98,7 @@ def _epoch(
 def _convolutions(network: nn.Module, batches: EventBatches, n: int, size: int, device: str) -> float:
     """Seconds an epoch that the convolutions alone take, forward and backward, on inputs of the same shapes."""
     x, _ = batches.batch(torch.arange(min(size, n)).numpy(), None)
-    shapes: list[tuple[nn.Conv2d, torch.Size]] = []
+    shapes: list[tuple[nn.Module, torch.Size]] = []
 
     def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
         shapes.append((layer, inputs[0].shape))
