@@ -2,7 +2,7 @@
 
 `integrate(x, state, params, inner, rule, numbers, save)` -> (spikes, last state, saved). x is [T, B, *]; state [S, B, *] or None (at
 rest); params [3, C] (beta, threshold, beta_syn; the state's dtype) or None for the numbers. `rule` and `numbers` are flat lists, since
-ops take no dataclasses: their order is that of `pack` and of cpu/module.cpp.
+ops take no dataclasses: their order is that of `pack` and of cpu/neuron_bind.cpp.
 """
 
 from __future__ import annotations

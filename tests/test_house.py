@@ -435,8 +435,8 @@ def test_kinds_and_resets_equal_the_enums():
 
 
 def slots_in_cpp() -> dict[str, tuple[str, int]]:
-    """Field of NeuronCall -> ("rule" or "numbers", index), as module.cpp reads them."""
-    text = (ROOT / "cuda_kernels/cpu/module.cpp").read_text(encoding="utf-8")
+    """Field of NeuronCall -> ("rule" or "numbers", index), as neuron_bind.cpp reads them."""
+    text = (ROOT / "cuda_kernels/cpu/neuron_bind.cpp").read_text(encoding="utf-8")
     return {
         field: (array, int(index)) for field, array, index in re.findall(r"p\.(\w+) = (rule|numbers)\[(\d+)\]", text)
     }

@@ -3,8 +3,6 @@
 #define SPIKING_GLUE_(a, b) a##b
 #define SPIKING_GLUE(a, b) SPIKING_GLUE_(a, b)
 #define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
-#define SPIKING_TEXT_(a) #a
-#define SPIKING_TEXT(a) SPIKING_TEXT_(a)
 
 #include "neuron_api.h"
 #include "saved.h"
@@ -525,7 +523,7 @@ void backward(const NeuronCall& p) { dispatch(p, true); }
 
 }  // namespace
 
-extern const KernelTable table;
-const KernelTable table{SPIKING_TEXT(SPIKING_LEVEL), forward, backward};
+extern const KernelTable neuron_table;
+const KernelTable neuron_table{forward, backward};
 
 }  // namespace SPIKING_NS

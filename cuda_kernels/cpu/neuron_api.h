@@ -28,7 +28,6 @@ struct NeuronCall {
 };
 
 struct KernelTable {
-    const char* level;
     void (*forward)(const NeuronCall&);
     void (*backward)(const NeuronCall&);
 };

@@ -1,0 +1,64 @@
+// Python bindings of the neuron kernels: pointers, sizes and numbers only.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <stdexcept>
+#include <vector>
+
+#include "levels.h"
+#include "neuron_api.h"
+
+namespace nb = nanobind;
+
+SPIKING_TABLE(KernelTable, neuron_table)
+
+namespace {
+
+// rule: dtype, save, kind, reset, surrogate, refractory, then the six flags; numbers: beta, threshold, beta_syn, v_reset, v_leak,
+// beta_adapt, adapt_scale, a, b. The same order stands in ops.py.
+NeuronCall call_of(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t saved, const std::array<long long, 4>& sizes,
+                   const std::vector<int>& rule, const std::vector<double>& numbers, int threads) {
+    if (rule.size() != 12 || numbers.size() != 9) throw std::invalid_argument("neuron call: 12 rule integers and 9 numbers expected");
+    NeuronCall p{};
+    p.x = pointer<const void>(x), p.state0 = pointer<const void>(state0), p.params = pointer<const void>(params);
+    p.saved = pointer<void>(saved);
+    p.T = sizes[0], p.N = sizes[1], p.C = sizes[2], p.inner = sizes[3];
+    p.dtype = rule[0], p.save = rule[1], p.kind = rule[2], p.reset = rule[3], p.surrogate = rule[4], p.refractory = rule[5];
+    p.tie_gt = rule[6], p.decay_input = rule[7], p.detach_reset = rule[8], p.reset_delay = rule[9], p.residual_reset = rule[10];
+    p.normalize = rule[11];
+    p.beta = numbers[0], p.threshold = numbers[1], p.beta_syn = numbers[2], p.v_reset = numbers[3], p.v_leak = numbers[4];
+    p.beta_adapt = numbers[5], p.adapt_scale = numbers[6], p.a = numbers[7], p.b = numbers[8];
+    p.threads = threads;
+    return p;
+}
+
+void neuron_forward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t s, uintptr_t state1, uintptr_t saved, long long T,
+                    long long N, long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers,
+                    int threads) {
+    NeuronCall p = call_of(x, state0, params, saved, {T, N, C, inner}, rule, numbers, threads);
+    p.s = pointer<void>(s), p.state1 = pointer<void>(state1);
+    const KernelTable& table = neuron_table();
+    nb::gil_scoped_release release;
+    table.forward(p);
+}
+
+void neuron_backward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t saved, uintptr_t grad_s, bool grad_s_is_scalar,
+                     uintptr_t grad_state1, uintptr_t grad_x, uintptr_t grad_state0, uintptr_t grad_params, long long T, long long N,
+                     long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers, int threads) {
+    NeuronCall p = call_of(x, state0, params, saved, {T, N, C, inner}, rule, numbers, threads);
+    p.grad_s = pointer<const void>(grad_s), p.grad_s_is_scalar = grad_s_is_scalar;
+    p.grad_state1 = pointer<const void>(grad_state1), p.grad_x = pointer<void>(grad_x), p.grad_state0 = pointer<void>(grad_state0);
+    p.grad_params = pointer<double>(grad_params);
+    const KernelTable& table = neuron_table();
+    nb::gil_scoped_release release;
+    table.backward(p);
+}
+
+}  // namespace
+
+void bind_neuron(nb::module_& m) {
+    m.attr("CHUNK") = CHUNK;
+    m.def("neuron_forward", &neuron_forward);
+    m.def("neuron_backward", &neuron_backward);
+}
