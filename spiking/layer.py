@@ -304,6 +304,25 @@ def _norm_then_pool(norm: BatchNorm2d, pool: AvgPool2d, x: Tensor) -> Tensor:
     return torch.addcmul(shift, pooled, scale).unflatten(0, x.shape[:2])
 
 
+# torch's layers that take the time axis for another one; with how many axes, and what to use instead.
+_TIMELESS: dict[type, tuple[int, str]] = {
+    nn.Conv2d: (5, "Conv2d"),
+    nn.AvgPool2d: (5, "AvgPool2d"),
+    nn.MaxPool2d: (5, "MaxPool2d"),
+    nn.BatchNorm2d: (5, "BatchNorm2d"),
+    nn.BatchNorm1d: (3, "BatchNorm1d"),
+    nn.Flatten: (5, "Flatten"),
+}
+
+
+def _refuse_timeless(layer: nn.Module, x: Tensor) -> None:
+    axes, ours = _TIMELESS.get(type(layer), (0, ""))
+    if x.dim() == axes:
+        raise SpikingError(
+            f"torch.nn.{ours}: got input of shape {_shape(x)}; it knows no time axis. Use spiking.{ours} in its place."
+        )
+
+
 class Sequential(nn.Sequential):
     """Layers and neurons one after the other, with their states in the caller's hands.
 
@@ -331,6 +350,7 @@ class Sequential(nn.Sequential):
                 elif following is not None and _fuses(layer, following, x):
                     x, new, pooled = _norm_then_pool(layer, following, x), None, True  # type: ignore[arg-type]
                 elif not hasattr(layer, "step"):
+                    _refuse_timeless(layer, x)
                     x, new = layer(x), None
                 elif return_state or before is not None:
                     x, new = layer(x, state=before, return_state=True)
@@ -350,6 +370,7 @@ class Sequential(nn.Sequential):
                 if hasattr(layer, "step"):
                     x, new = layer.step(x, before)
                 else:
+                    _refuse_timeless(layer, x.unsqueeze(0))
                     x, new = layer(x.unsqueeze(0)).squeeze(0), None
             except SpikingError as err:
                 raise SpikingError(f'layer "{name}": {err}') from err
