@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import platform
+import re
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ import torch
 
 from spiking.errors import SpikingError
 
-__all__ = ["Choice", "arena_on", "cache_dir", "choose", "compiled", "report", "set_arena_limit", "threads"]
+__all__ = ["Choice", "arena_on", "cache_dir", "choose", "compiled", "machine", "report", "set_arena_limit", "threads"]
 
 BACKENDS = ("auto", "cpu", "cuda", "reference")
 
@@ -119,6 +121,23 @@ def _arena_limit() -> int:
 def cache_dir() -> Path:
     """Where compiled kernels are kept: SPIKING_CACHE where it is set, else ~/.cache/spiking."""
     return Path(os.environ.get("SPIKING_CACHE") or Path.home() / ".cache" / "spiking")
+
+
+@functools.cache
+def machine() -> str:
+    """A name for this processor, its number of cores and the instruction set in use, fit for a file name."""
+    module = compiled()
+    try:
+        with open("/proc/cpuinfo") as file:
+            facts = [
+                line.split(":", 1)[1].strip()
+                for line in file
+                if line.startswith(("model name", "cpu family", "model\t"))
+            ]
+    except OSError:
+        facts = [platform.processor() or platform.machine()]
+    words = re.findall(r"[A-Za-z0-9]+", " ".join(dict.fromkeys(facts)))
+    return "-".join([*words, f"{os.cpu_count()}cores", "none" if module is None else module.level()])
 
 
 @functools.cache

@@ -11,9 +11,9 @@ edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) only w
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -110,11 +110,15 @@ def release() -> None:
 def _compiled_for(x: Tensor, weight: Tensor) -> Any:
     """The compiled module where it can compute this call, else None."""
     dtype = x.dtype
-    if dtype not in _DTYPES or weight.dtype != dtype or x.device.type != "cpu" or weight.device.type != "cpu":
+    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype):
         return None
-    if not (0 < weight.shape[1] < _LARGEST and weight.shape[0] and x.numel()):
-        return None
-    return backend.compiled() if backend.choose(x.device).name == "cpu" else None
+    outputs, inputs = weight.shape
+    return _compiled() if 0 < inputs < _LARGEST and outputs and x.numel() else None
+
+
+@functools.cache
+def _compiled() -> Any:
+    return backend.compiled() if backend.choose(torch.device("cpu")).name == "cpu" else None
 
 
 def _rows_of(x: Tensor) -> Tensor:
@@ -123,16 +127,15 @@ def _rows_of(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-@lru_cache(maxsize=4096)
-def _priced(kind: str, rows: int, inputs: int, outputs: int, item: int, threads: int) -> tuple[cost.Work, int]:
-    """What a call computes, and the most spikes at which the event-driven kernel wins it."""
-    work = cost.Work.linear(rows, inputs, outputs, item, threads, kind)
-    return work, cost.most_spikes(work)
+def _work(kind: str, x: Tensor, outputs: int) -> cost.Work:
+    inputs = x.shape[-1]
+    return cost.Work.linear(x.numel() // inputs, inputs, outputs, x.dtype.itemsize, backend.threads(), kind)
 
 
-def _work(kind: str, x: Tensor, weight: Tensor) -> tuple[cost.Work, int]:
-    outputs, inputs = weight.shape
-    return _priced(kind, x.numel() // inputs, inputs, outputs, x.dtype.itemsize, backend.threads())
+def _training_limit(x: Tensor, outputs: int) -> int:
+    """The most spikes at which forward pass and weight gradient win, though the weights are new and must be packed."""
+    work = _work("linear_training", x, outputs)
+    return cost.most_spikes(work, cost.packing(work))
 
 
 def _count(module: Any, x: Tensor, limit: int, bits: Tensor | None = None) -> int:
@@ -156,7 +159,8 @@ def _forward(
     limit = _NO_LIMIT
     entry = _panels_of(module, weight)
     if not always:
-        work, limit = _work("linear", x, weight)
+        work = _work("linear", x, weight.shape[0])
+        limit = cost.most_spikes(work)
         if limit < 0:
             return None
         if entry.panels is None and entry.finite:
@@ -206,10 +210,9 @@ def _event_weight_grad(
     grads = grad_y.reshape(-1, grad_y.shape[-1])
     n, outputs = grads.shape
     rows = None if x is None else _rows_of(x)
-    module = backend.compiled() if grad_y.dtype in _DTYPES and grad_y.device.type == "cpu" and grad_y.numel() else None
+    module = _compiled() if grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() else None
     if module is not None and bits is None and rows is not None:
-        threads, item = backend.threads(), grads.dtype.itemsize
-        limit = _NO_LIMIT if always else _priced("linear_training", n, in_features, outputs, item, threads)[1]
+        limit = _NO_LIMIT if always else _training_limit(rows, outputs)
         counted = _bits_for(rows)
         found = _count(module, rows, limit, counted) if limit >= 0 else -1
         bits, ones = (counted, bool(found & 1)) if found >= 0 else (None, False)
@@ -332,7 +335,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = _forward(module, x, weight, bias, None, False, False)
         return tf.linear(x, weight, bias) if y is None else y
     # A weight that does not learn would gain in the forward pass alone, which rarely pays for an operator with a backward of its own.
-    limit = _work("linear_training", x, weight)[1] if weight.requires_grad else -1
+    limit = _training_limit(x, weight.shape[0]) if weight.requires_grad else -1
     if limit >= 0:
         bits = _bits_for(x)
         found = _count(module, x, limit, bits)
