@@ -17,7 +17,7 @@ from . import backend, cost, event_linear_ops
 
 __all__ = ["MEASURES", "Measure", "Sample", "best_of", "calibrate"]
 
-_DENSITIES = (0.02, 0.1, 0.3)
+_DENSITIES = (0.02, 0.1, 0.3, 0.6)
 _DTYPES = {4: torch.float32, 8: torch.float64, 2: torch.bfloat16}
 
 

@@ -28,7 +28,7 @@ __all__ = ["BYTES", "ROWS", "Choice", "Rates", "Work", "choose", "most_spikes", 
 
 ROWS = (1, 16, 256)  # between these rows that share the weights,
 BYTES = (1 << 16, 1 << 20, 1 << 23, 1 << 26)  # and these sizes of them, rates are interpolated (in logarithms of both)
-MARGIN = 1.15  # the event-driven kernel has to win by this, so that an error of the prediction costs nothing
+MARGIN = 1.25  # the event-driven kernel has to win by this, so that an error of the prediction costs nothing
 VERSION = 1
 
 

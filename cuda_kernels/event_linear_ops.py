@@ -11,6 +11,7 @@ edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) only w
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -119,11 +120,15 @@ def release() -> None:
 def _compiled_for(x: Tensor, weight: Tensor) -> Any:
     """The compiled module where it can compute this call, else None."""
     dtype = x.dtype
-    if dtype not in _DTYPES or weight.dtype != dtype or x.device.type != "cpu" or weight.device.type != "cpu":
+    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype):
         return None
-    if not (0 < weight.shape[1] < _LARGEST and weight.shape[0] and x.numel()):
-        return None
-    return backend.compiled() if backend.choose(x.device).name == "cpu" else None
+    outputs, inputs = weight.shape
+    return _compiled() if 0 < inputs < _LARGEST and outputs and x.numel() else None
+
+
+@functools.cache
+def _compiled() -> Any:
+    return backend.compiled() if backend.choose(torch.device("cpu")).name == "cpu" else None
 
 
 def _rows_of(x: Tensor) -> Tensor:
@@ -215,7 +220,7 @@ def _event_weight_grad(
     grads = grad_y.reshape(-1, grad_y.shape[-1])
     n, outputs = grads.shape
     rows = None if x is None else _rows_of(x)
-    module = backend.compiled() if grad_y.dtype in _DTYPES and grad_y.device.type == "cpu" and grad_y.numel() else None
+    module = _compiled() if grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() else None
     if module is not None and bits is None and rows is not None:
         limit = _NO_LIMIT if always else _training_limit(rows, outputs)
         counted = _bits_for(rows)
