@@ -6,7 +6,8 @@ The weight gradient touches active inputs only, through `spiking::event_weight_g
 
 Weights are read in panels (cpu/event_linear_api.h). They live as long as their weight and are made anew when its version counter, its
 memory, or one of a few weights that are looked at has changed: an optimiser step, load_state_dict and in-place edits are always seen;
-edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) only where they touch one of those few.
+edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) in weights up to 32 KB, in larger ones only where they touch
+one of those few.
 """
 
 from __future__ import annotations
@@ -309,7 +310,7 @@ torch.library.register_autograd("spiking::event_weight_grad", _grad_backward, se
 
 def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x·Wᵀ + b from the non-zeros of x, whatever their number; see `functional.event_linear`."""
-    if _plain(x):
+    if not torch.compiler.is_compiling() and _plain(x):
         module = _compiled_for(x, weight)
         if module is not None and not _learns(x, weight, bias):
             y = _forward(module, x, weight, bias, None, False, True)
