@@ -87,18 +87,21 @@ def terms(work: Work, nonzeros: int | None = None) -> list[float]:
     return [1.0, work.inputs, work.outputs, nonzeros, *(synops * share for share in grid)]
 
 
-def choose(work: Work, nonzeros: int) -> Choice:
-    """Predict both times of a call in which `nonzeros` of the inputs are not zero, and say which to take."""
+def choose(work: Work, nonzeros: int, extra_s: float = 0.0) -> Choice:
+    """Predict both times of a call in which `nonzeros` of the inputs are not zero, and say which to take.
+
+    `extra_s` are seconds that the event-driven side would have to spend besides, such as `packing`.
+    """
     constants = rates(work.kind, work.item, work.threads)
     dense_s, event_s = _sum(constants.dense, terms(work)), _sum(constants.event, terms(work, nonzeros))
-    return Choice(event_s * MARGIN < dense_s, event_s, dense_s)
+    return Choice((event_s + extra_s) * MARGIN < dense_s, event_s, dense_s)
 
 
 @functools.lru_cache(maxsize=4096)
 def most_spikes(work: Work, extra_s: float = 0.0) -> int:
     """The largest number of non-zero inputs at which the event-driven kernel is predicted to win; -1 where it never does.
 
-    `extra_s` are seconds that it would have to spend besides, such as `packing`.
+    `extra_s` as in `choose`.
     """
     constants = rates(work.kind, work.item, work.threads)
     fixed = _sum(constants.event, terms(work, 0)) + extra_s
