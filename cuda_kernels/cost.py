@@ -191,11 +191,7 @@ def _read(path: Path) -> dict[str, Rates]:
         found: dict[str, Any] = json.loads(path.read_text())
         if found["version"] != VERSION:
             return {}
-        return {
-            name: Rates(tuple(map(float, kind["dense"])), tuple(map(float, kind["event"])), float(kind["pack"]))
-            for name, kind in found["kinds"].items()
-            if len(kind["dense"]) == 3 + len(ROWS) * len(BYTES) and len(kind["event"]) == 4 + len(ROWS) * len(BYTES)
-        }
+        return {name: _checked(kind) for name, kind in found["kinds"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
@@ -204,3 +200,11 @@ def _read(path: Path) -> dict[str, Rates]:
             stacklevel=2,
         )
         return {}
+
+
+def _checked(kind: dict[str, Any]) -> Rates:
+    dense, event = (tuple(float(c) for c in kind[side]) for side in ("dense", "event"))
+    grid = len(ROWS) * len(BYTES)
+    if (len(dense), len(event)) != (3 + grid, 4 + grid):
+        raise ValueError(f"{len(dense)} and {len(event)} constants instead of {3 + grid} and {4 + grid}")
+    return Rates(dense, event, float(kind["pack"]))

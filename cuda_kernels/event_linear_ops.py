@@ -205,8 +205,9 @@ def _forward(
 def _event_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
 ) -> Tensor:
-    module = _compiled_for(x, weight)
-    y = None if module is None else _forward(module, x, weight, bias, bits, ones, always)
+    mode = "always" if always else driven.mode()
+    module = _compiled_for(x, weight) if mode != "never" else None
+    y = None if module is None else _forward(module, x, weight, bias, bits, ones, mode == "always")
     return tf.linear(x, weight, bias) if y is None else y
 
 
@@ -216,9 +217,11 @@ def _event_weight_grad(
     grads = grad_y.reshape(-1, grad_y.shape[-1])
     n, outputs = grads.shape
     rows = None if x is None else _rows_of(x)
-    module = _compiled() if grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() else None
+    mode = "always" if always or bits is not None else driven.mode()
+    fits = grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() > 0 and mode != "never"
+    module = _compiled() if fits else None
     if module is not None and bits is None and rows is not None:
-        limit = _NO_LIMIT if always else _training_limit(n, in_features, outputs, grads.dtype.itemsize)
+        limit = _NO_LIMIT if mode == "always" else _training_limit(n, in_features, outputs, grads.dtype.itemsize)
         counted = _bits_for(rows)
         found = _count(module, rows, limit, counted) if limit >= 0 else -1
         bits, ones = (counted, bool(found & 1)) if found >= 0 else (None, False)
