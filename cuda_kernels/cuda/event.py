@@ -86,6 +86,8 @@ def why_dense(x: Tensor, weight: Tensor, *, learns: bool, always: bool = False, 
     """
     if learns:
         return "training multiplies densely on CUDA; the event-driven kernels are for inference"
+    if weight.device != x.device:
+        return f"the input is on {x.device} and the weights are on {weight.device}"
     rows, outputs = x.numel() // max(1, x.shape[-1]), weight.shape[0]
     if x.dtype not in _DTYPES or weight.dtype != x.dtype:
         return f"{x.dtype} has no event-driven CUDA kernel; float32 and bfloat16 have"
@@ -98,7 +100,10 @@ def why_dense(x: Tensor, weight: Tensor, *, learns: bool, always: bool = False, 
             return f"{rows} rows share each weight that a dense product reads; up to {MOST_ROWS} the event-driven kernel reads fewer"
         size = weight.numel() * weight.dtype.itemsize
         if not neurons and size < FEWEST_BYTES:
-            return f"{size:,} bytes of weights are read sooner than a kernel is launched; expected {FEWEST_BYTES:,} or more"
+            return (
+                f"{size:,} bytes of weights are read sooner than a kernel is launched; expected {FEWEST_BYTES:,} or more, or neurons "
+                "right after it in a Sequential, which then share its kernel"
+            )
     choice = backend.choose(x.device)
     if choice.name != "cuda":
         return f"backend {choice.name}: {choice.not_used['cuda']}"

@@ -371,6 +371,19 @@ def test_the_mode_and_the_rows_decide(on_host, monkeypatch):
     assert len(on_host) == 2
 
 
+def test_explain_says_why(on_host, monkeypatch, capsys):
+    net = network()
+    rows = spiking.explain(net[:1], spikes(8, 1, 60))
+    assert [(row.choice, row.reason) for row in rows] == [("event-driven", "at most 8 rows share the weights")]
+    assert "(nan)" not in capsys.readouterr().out
+    assert "9 rows share each weight" in spiking.explain(net[:1], spikes(9, 1, 60), show=False)[0].reason
+    conv = spiking.Sequential(spiking.Conv2d(1, 2, 3))
+    rows = spiking.explain(conv, torch.zeros(1, 1, 1, 5, 5), show=False) if hasattr(conv[0], "event_choice") else []
+    assert all(row.reason == "convolutions are dense on CUDA (cuDNN)" for row in rows)
+    net[0].weight.data[0, 0] = math.inf
+    assert "a weight is infinite or NaN" in spiking.explain(net[:1], spikes(1, 1, 60), show=False)[0].reason
+
+
 def test_the_report_says_what_is_dense_on_cuda():
     said = backend.report()["event_driven_on_cuda"]
     assert said.startswith(f"linear layers in inference, up to {event.MOST_ROWS} rows (T·B)")
