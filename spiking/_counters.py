@@ -230,13 +230,12 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
         )
     flat = x.reshape(steps * batch, -1)
     if known is not None and all(levels in (_NO_LEVELS, _SPIKES) for levels in known.levels):
-        syn = _product(flat, fan)
-        syn_eff = syn if fan_eff is fan else _product(flat, fan_eff)
+        syn = _synops(flat, fan, known)
+        syn_eff = syn if fan_eff is fan else _synops(flat, fan_eff, known)
         return known._replace(syn=syn.reshape(steps, batch), syn_eff=syn_eff.reshape(steps, batch).sum(1))
     found = counting.count(flat, steps, fan, None if fan_eff is fan else fan_eff)
-    repeated = steps > 1 and all(torch.equal(x[0], x[t]) for t in range(1, steps))
     if found is not None:
-        return _from_compiled(found, x, repeated)
+        return _from_compiled(found, x)
     row_sum = flat.sum(1, dtype=torch.float64 if flat.shape[1] >= _EXACT else None)
     if count_equal(flat, 0.0, 1.0) == flat.numel():
         counted, nnz, abs_rows = flat, row_sum, row_sum.double()
@@ -262,11 +261,16 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
         syn_eff.reshape(steps, batch).sum(1),
         _int(per_element),
         levels,
-        repeated,
+        _repeats(x),
     )
 
 
-def _from_compiled(found: counting.Counted, x: Tensor, repeated: bool) -> OperandCounts:
+def _repeats(x: Tensor) -> bool:
+    """Whether all steps of x are bit-identical, where there are several."""
+    return len(x) > 1 and all(torch.equal(x[0], x[t]) for t in range(1, len(x)))
+
+
+def _from_compiled(found: counting.Counted, x: Tensor) -> OperandCounts:
     """What the compiled pass found in x [T, B, *]."""
     steps, batch = x.shape[:2]
     if not found.finite:
@@ -276,6 +280,7 @@ def _from_compiled(found: counting.Counted, x: Tensor, repeated: bool) -> Operan
         levels = [_SPIKES if n else _NO_LEVELS for n in nnz.sum(1)]
     else:
         levels = [_known_levels(*met) or _levels(step) for met, step in zip(found.levels, x, strict=True)]
+    repeated = bool((nnz == nnz[0]).all()) and _repeats(x)  # equal steps have equal counts: a look that costs nothing
     abs_sum = found.magnitude.reshape(steps, batch).sum(1)
     return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated)
 
@@ -290,6 +295,12 @@ def _known_levels(magnitudes: tuple[float, ...] | None, signed: bool) -> Levels 
 
 def _int(x: Tensor) -> np.ndarray:
     return x.round().long().cpu().numpy()
+
+
+def _synops(spikes: Tensor, fan: Tensor, known: OperandCounts) -> np.ndarray:
+    """Synaptic operations of each row of spikes, which were counted before."""
+    low, high = fan.aminmax()
+    return known.nnz.reshape(-1) * int(low) if low == high else _product(spikes, fan)
 
 
 def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
