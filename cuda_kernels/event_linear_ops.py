@@ -374,7 +374,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
     """y by the event-driven CUDA kernel; None where the dense product is taken (cuda/event.py says why)."""
     learns = _learns(x, weight, bias)
-    if not _plain(x) or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None:
+    if (
+        not _plain(x)
+        or not (always or _keeps(weight))
+        or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None
+    ):
         return None
     panels = _packed(None, _panels_of(None, weight), weight)
     return None if panels is None else cuda_event.linear(x, panels, bias, weight.shape[0])
@@ -395,7 +399,7 @@ def linear_neurons(
     `params`, `inner`, `rule` and `numbers` are those of `ops.integrate`.
     """
     mode = driven.mode()
-    if mode == "never" or not cuda_event.here(x) or not _plain(x):
+    if mode == "never" or not cuda_event.here(x) or not _plain(x) or not (mode == "always" or _keeps(weight)):
         return None
     if any(t is not None and t.device != x.device for t in (bias, state, params)):
         return None
