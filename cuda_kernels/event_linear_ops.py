@@ -7,7 +7,7 @@ The weight gradient touches active inputs only, through `spiking::event_weight_g
 Weights are read in panels (cpu/event_linear_api.h). They live as long as their weight and are made anew when its version counter, its
 memory, or one of a few weights that are looked at has changed: an optimiser step, load_state_dict and in-place edits are always seen;
 edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) in weights up to 32 KB, in larger ones only where they touch
-one of those few.
+one of those few. On CUDA, where panels are a transposed copy (cuda/event.py), memory is not looked at, and hidden edits call for `release`.
 """
 
 from __future__ import annotations
