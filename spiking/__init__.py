@@ -10,6 +10,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from . import encode, functional, loss, surrogate
+from .engine import compile_events
 from .errors import SpikingError
 from .functional import event_driven
 from .layer import (
@@ -51,6 +52,7 @@ __all__ = [
     "TDBatchNorm1d",
     "TDBatchNorm2d",
     "__version__",
+    "compile_events",
     "encode",
     "event_driven",
     "functional",
