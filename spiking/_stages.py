@@ -1,8 +1,8 @@
 """Layers of a network folded into the stages that cpu/engine.cpp runs: link -> max pooling -> scale and shift -> neuron.
 
-Everything that is linear before a neuron becomes one link: batch normalisation scales its weights, average pooling widens its kernel, and its
-bias is what the layers make of silence. `Group` collects the layers of one stage, `fold` turns it into arrays.
-Rows of images lie channels last with channels padded, so that what one spike reaches is contiguous; `Layout` says where each value lies.
+Everything that is linear before a neuron becomes one link: batch normalisation scales its weights, average pooling widens its kernel,
+and its bias is what the layers make of silence. `Group` collects the layers of one stage, `fold` turns it into arrays. Rows of images lie
+channels last with channels padded, so that what one spike reaches is contiguous; `Layout` says where each value lies.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .functional import check_beta, check_threshold
 from .layer import (
     AvgPool2d,
     BatchNorm1d,
@@ -488,7 +489,11 @@ def _neuron(neuron: Any, out: Layout, dtype: torch.dtype) -> tuple[list[Tensor |
     inner: Neuron = neuron.neuron if isinstance(neuron, Recurrent) else neuron
     rule = inner.rule
     given = {"beta": 1.0, "threshold": 1.0, "beta_syn": 0.0, **inner.cells()}
-    values = [torch.as_tensor(given[name]).detach().to(dtype) for name in ("beta", "threshold", "beta_syn")]
+    where = type(inner).__name__
+    check_threshold(where, given["threshold"])
+    for name in ("beta", "beta_syn"):
+        check_beta(where, name, given[name])
+    values = [_in(given[name], dtype) for name in ("beta", "threshold", "beta_syn")]
     alike = all(value.numel() == 1 for value in values)
     cells: list[Tensor | None] = []
     for value in values:
@@ -509,6 +514,10 @@ def _neuron(neuron: Any, out: Layout, dtype: torch.dtype) -> tuple[list[Tensor |
         int(alike),
     ]
     return cells, sizes, [rule.v_reset, rule.v_leak, rule.beta_adapt, rule.adapt_scale]
+
+
+def _in(value: float | Tensor, dtype: torch.dtype) -> Tensor:
+    return value.detach().to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
 
 
 def _recurrent(layer: Any, bias: Tensor | None, out: Layout, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:

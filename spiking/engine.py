@@ -1,8 +1,8 @@
 """Compiled event networks: a trained model as one call that runs all its layers over all time steps, for inference on the CPU.
 
-`compile_events(model, example)` folds what lies between two neurons (convolution or linear layer, batch normalisation, pooling) into one
-stage, and runs the stages with the cost of the spikes that there are: a silent input adds nothing, a spike adds the weights that it reaches.
-Spikes go from stage to stage as lists of indices, membranes stay in cache, Python is entered once a call.
+`compile_events(model, example)` folds what lies between two neurons (convolution or linear layer, batch normalisation, pooling) into
+one stage, and runs the stages at the cost of the spikes that there are: a silent input adds nothing, a spike adds the weights that it
+reaches. Spikes go from stage to stage as lists of indices, membranes stay in cache, Python is entered once a call.
 
 Accuracy: neurons follow the same arithmetic as the plain model's, bit by bit; the currents that drive them are the same sums in another
 order, so that a membrane may differ from the plain model's by at most (n + 4)·ε·A, where n is the number of inputs that were active, ε the
@@ -25,7 +25,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,14 +34,15 @@ from torch import Tensor, nn
 from spiking.cuda_kernels import backend
 
 from . import _stages
-from ._stages import Layout
+from ._compiled import Compiled, Leaf, address
 from .errors import SpikingError
 from .layer import Sequential
-from .neuron import Recurrent, RecurrentState
 
 __all__ = ["EarlyExit", "EventNetwork", "EventState", "Readout", "compile_events", "early_exit_cost"]
 
-_PARALLEL = 1 << 16  # neurons and steps of all rows, below which waking a second thread costs more than it saves
+
+# Numbers and rules of a layer that are folded into a plan.
+_FOLLOWED = ("beta", "beta_syn", "threshold", "rule", "eps", "alpha")
 
 
 class Readout(NamedTuple):
@@ -61,16 +61,6 @@ class Chain(Protocol):
 
     def event_chain(self) -> tuple[Sequence[nn.Module], Readout]:
         """The layers in order (each may be a Sequential), and what decides."""
-
-
-class Leaf(NamedTuple):
-    """One layer of the chain, its name in the model and the shape of one row of its input."""
-
-    name: str
-    layer: Any
-    role: str
-    reason: str
-    shape: tuple[int, ...]
 
 
 class EventState(Sequence[Any]):
@@ -101,156 +91,6 @@ class EventState(Sequence[Any]):
 
     def __repr__(self) -> str:
         return f"EventState{self._plain()!r}"
-
-
-@dataclass
-class _Prepared:
-    """A plan and what it points to, for one set of weights."""
-
-    plan: Any
-    stages: list[_stages.Stage]
-    rest: Tensor
-    kept: list[Any]
-
-
-class _Compiled:
-    """Neighbouring layers that the engine runs: groups, sizes, and the plan for the weights of today."""
-
-    def __init__(self, leaves: Sequence[Leaf], out_shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.leaves, self.dtype, self.out_shape = leaves, dtype, out_shape
-        self.in_shape = leaves[0].shape
-        self.groups = _stages.groups_of([(leaf.role, leaf.layer, leaf.shape) for leaf in leaves])
-        self.prepared = self.prepare()
-        rows, self.neurons = 0, []
-        for group, stage in zip(self.groups, self.prepared.stages):
-            rows += len(stage.out.place)
-            if group.neuron is not None:
-                self.neurons.append((group.neuron, stage.out, stage.sizes[-1]))
-        self.work = rows
-
-    def prepare(self) -> _Prepared:
-        """Fold the weights as they are now."""
-        layout, state, stages, rests = Layout.plain(self.in_shape), 0, [], []
-        for group in self.groups:
-            stage = _stages.fold(group, layout, self.dtype, state)
-            if group.neuron is not None:
-                n = -(-len(stage.out.place) // 16) * 16
-                rest = torch.zeros(n * _state_rows(group.neuron), dtype=self.dtype)
-                rest[:n] = _inner(group.neuron).rule.v_leak
-                state += len(rest)
-                rests.append(rest)
-            stages.append(stage)
-            layout = stage.out
-        rest = torch.cat(rests) if rests else torch.zeros(0, dtype=self.dtype)
-        place = layout.place.astype(np.int64)
-        place[place < 0] = _stages.NOWHERE
-        place = place.astype(np.uint32)
-        n_in, n_out = math.prod(self.in_shape), math.prod(self.out_shape)
-        wide = self.dtype == torch.float64
-        module: Any = backend.compiled()
-        plan = module.EnginePlan([place.ctypes.data, rest.data_ptr()], [n_in, n_out, len(rest)], wide)
-        for stage in stages:
-            plan.add(stage.addresses, stage.sizes, stage.numbers)
-        return _Prepared(plan, stages, rest, [place])
-
-    def run(
-        self, x: Tensor, rows: Tensor | None, beta: float | None, margin: float = -1.0
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """x [T, B, *in] -> output, state rows [B, S], membrane (with beta), sums and steps (with margin >= 0)."""
-        now = self.prepared
-        steps, batch = x.shape[:2]
-        x = x.contiguous()
-        out = torch.empty((steps, batch, *self.out_shape), dtype=self.dtype)
-        after = torch.empty((batch, len(now.rest)), dtype=self.dtype)
-        membrane = None if beta is None else torch.empty_like(out)
-        sums = taken = None
-        if margin >= 0:
-            out.zero_()  # a row that stops early has no output after it
-            sums = torch.zeros((batch, math.prod(self.out_shape)), dtype=torch.float64)
-            taken = torch.empty(batch, dtype=torch.int64)
-            if membrane is not None:
-                membrane.zero_()
-        threads = min(backend.threads(), batch) if batch > 1 and batch * steps * self.work >= _PARALLEL else 1
-        now.plan.run(
-            x.data_ptr(),
-            out.data_ptr(),
-            0 if rows is None else rows.data_ptr(),
-            after.data_ptr(),
-            steps,
-            batch,
-            threads,
-            _address(membrane),
-            beta or 0.0,
-            margin,
-            _address(sums),
-            _address(taken),
-        )
-        return out, after, membrane, sums, taken
-
-    def rows_of(self, states: Sequence[Any], batch: int) -> Tensor | None:
-        """State rows [B, S] from the plain states of these layers; None where all of them are at rest."""
-        given = [state for leaf, state in zip(self.leaves, states) if leaf.role == "neuron"]
-        if all(state is None for state in given):
-            return None
-        rows = self.prepared.rest.expand(batch, -1).clone()
-        for state, (neuron, layout, at) in zip(given, self.neurons):
-            if state is None:
-                continue
-            n, inside = len(layout.place), torch.from_numpy(layout.inside)
-            for k, value in enumerate(_values(neuron, state)):
-                if value is None:
-                    continue
-                if value.shape != (batch, *layout.shape):
-                    raise SpikingError(
-                        f"{type(neuron).__name__}: got a state of shape {list(value.shape)}; expected {[batch, *layout.shape]}. "
-                        "Use state=None to start at rest."
-                    )
-                rows[:, at + k * n + inside] = value.detach().flatten(1).to(self.dtype)
-        return rows
-
-    def states_of(self, rows: Tensor) -> list[Any]:
-        """The plain states of these layers, one each."""
-        found = []
-        neurons = iter(self.neurons)
-        for leaf in self.leaves:
-            if leaf.role != "neuron":
-                found.append(None)
-                continue
-            neuron, layout, at = next(neurons)
-            n, inside = len(layout.place), torch.from_numpy(layout.inside)
-            values = [rows[:, at + k * n + inside].unflatten(1, layout.shape) for k in range(_state_rows(neuron))]
-            found.append(_state_from(neuron, values))
-        return found
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _inner(neuron: Any) -> Any:
-    return neuron.neuron if isinstance(neuron, Recurrent) else neuron
-
-
-def _state_rows(neuron: Any) -> int:
-    return _inner(neuron).rule.n_states + isinstance(neuron, Recurrent)
-
-
-def _values(neuron: Any, state: Any) -> list[Tensor | None]:
-    """A plain state as rows in the engine's order: v, then the second variable, the steps of rest, the last spikes."""
-    expected = RecurrentState if isinstance(neuron, Recurrent) else neuron.state_type
-    if not isinstance(state, expected):
-        raise SpikingError(
-            f"{type(neuron).__name__}: got a state of type {type(state).__name__}; expected {expected.__name__}."
-        )
-    if isinstance(state, RecurrentState):
-        return [*_values(neuron.neuron, state.neuron), state.spikes]
-    return list(state)[: neuron.rule.n_states]
-
-
-def _state_from(neuron: Any, values: list[Tensor]) -> Any:
-    if isinstance(neuron, Recurrent):
-        return RecurrentState(_state_from(neuron.neuron, values[:-1]), values[-1])
-    return neuron.state_type(*values)
 
 
 class EventNetwork(nn.Module):
@@ -285,6 +125,7 @@ class EventNetwork(nn.Module):
         self._leaves = leaves
         self.in_shape, self.out_shape = tuple(self._example.shape[2:]), out
         shapes = [leaf.shape for leaf in leaves[1:]] + [out]
+        now = self._now()
         self._segments: list[Any] = []
         first = 0
         while first < len(leaves):
@@ -292,45 +133,32 @@ class EventNetwork(nn.Module):
             while last < len(leaves) and leaves[last].role != "plain":
                 last += 1
             if last > first:
-                self._segments.append(_Compiled(leaves[first:last], shapes[last - 1], self._dtype))
+                self._segments.append(Compiled(leaves[first:last], shapes[last - 1], self._dtype))
             if last < len(leaves):
                 self._segments.append(leaves[last])
                 last += 1
             first = last
-        self._only = (
-            self._segments[0] if len(self._segments) == 1 and isinstance(self._segments[0], _Compiled) else None
-        )
-        self._watch()
+        self._only = self._segments[0] if len(self._segments) == 1 and isinstance(self._segments[0], Compiled) else None
+        self._tensors, self._others = now
 
-    def _watch(self) -> None:
-        """Note what the plans were made from: tensors by identity, version and address, numbers and rules by identity."""
+    def _now(self) -> tuple[list[Any], list[Any]]:
+        """What the plans are made from: tensors by identity, version and address, numbers and rules by identity."""
         tensors, others = [], []
-        for segment in self._segments:
-            if isinstance(segment, _Compiled):
-                for leaf in segment.leaves:
-                    for module in leaf.layer.modules():
-                        for table in (module._parameters, module._buffers):
-                            for key, tensor in table.items():
-                                if tensor is None or key == "num_batches_tracked":
-                                    continue
-                                version = None if tensor.is_inference() else tensor._version
-                                tensors.append((table, key, tensor, version, tensor.data_ptr()))
-                        own = module.__dict__
-                        others += [
-                            (own, key, own[key])
-                            for key in ("beta", "beta_syn", "threshold", "rule", "eps", "alpha")
-                            if key in own
-                        ]
-        self._tensors, self._others = tensors, others
+        layers = [leaf.layer for leaf in self._leaves if leaf.role != "plain"]
+        for module in (module for layer in layers for module in layer.modules()):
+            for table in (module._parameters, module._buffers):
+                for key, tensor in table.items():
+                    if tensor is not None and key != "num_batches_tracked":
+                        version = None if tensor.is_inference() else tensor._version
+                        tensors.append((table, key, tensor, version, tensor.data_ptr()))
+            own = module.__dict__
+            others += [(own, key, own[key]) for key in _FOLLOWED if key in own]
+        return tensors, others
 
     def _follow(self) -> None:
-        for table, key, tensor, version, address in self._tensors:
-            if (
-                table.get(key) is not tensor
-                or version is None
-                or tensor._version != version
-                or tensor.data_ptr() != address
-            ):
+        for table, key, tensor, version, at in self._tensors:
+            same = table.get(key) is tensor and version is not None
+            if not same or tensor._version != version or tensor.data_ptr() != at:
                 self.refresh()
                 return
         for own, key, value in self._others:
@@ -344,10 +172,11 @@ class EventNetwork(nn.Module):
             self._example = self._example.to(_dtype_of(self.model, self._example))
             self._build([(leaf.name, leaf.layer) for leaf in self._leaves])
             return
-        self._watch()  # first: what changes from here on is noticed at the next call
+        now = self._now()  # before the weights are read: what changes from here on is noticed at the next call
         for segment in self._segments:
-            if isinstance(segment, _Compiled):
+            if isinstance(segment, Compiled):
                 segment.prepared = segment.prepare()
+        self._tensors, self._others = now
 
     # --- running --------------------------------------------------------------------------------------------------------------------
 
@@ -355,12 +184,12 @@ class EventNetwork(nn.Module):
         """As the model: output [T, B, *]; with `return_membrane` the readout's membrane, with `return_state` the state after it."""
         x = self._checked(x, 1)
         beta = self._membrane_beta("return_membrane=True") if return_membrane else None
-        out, parts, membrane, _, _ = self._run(x, self._parts(state, x.shape[1]), beta)
-        found = [out]
+        out, parts, membrane = self._run(x, self._parts(state, x.shape[1]), beta)
+        found: list[Any] = [out]
         if return_membrane:
             found.append(membrane)
         if return_state:
-            found.append(EventState(self, parts))  # type: ignore[arg-type]
+            found.append(EventState(self, parts))
         return tuple(found) if len(found) > 1 else out
 
     def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, EventState]:
@@ -370,7 +199,7 @@ class EventNetwork(nn.Module):
         if self._only is not None:
             out, rows, _, _, _ = self._only.run(x_t.unsqueeze(0), None if parts is None else parts[0], None)
             return out.squeeze(0), EventState(self, (rows,))
-        out, after, _, _, _ = self._run(x_t.unsqueeze(0), parts, None)
+        out, after, _ = self._run(x_t.unsqueeze(0), parts, None)
         return out.squeeze(0), EventState(self, after)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -400,7 +229,8 @@ class EventNetwork(nn.Module):
             raise SpikingError("early_exit: got no time step; expected at least one.")
         beta = self.readout.beta if self.readout.kind == "membrane" else None
         _, _, _, sums, taken = self._only.run(x, None, beta, margin)
-        assert sums is not None and taken is not None
+        assert sums is not None
+        assert taken is not None
         return (sums / taken[:, None]).to(torch.float32).reshape(len(taken), *self.out_shape), taken
 
     def run_events(
@@ -420,8 +250,8 @@ class EventNetwork(nn.Module):
             step k sees the events with start + k·dt <= t < start + (k + 1)·dt
 
         While nothing arrives and no neuron comes near its threshold, a stage leaps over the empty steps by the closed form of its leak
-        (beta^n); where a spike is possible, a neuron rests or a recurrent layer has just fired, it takes them one by one. The result is that
-        of the frames up to the rounding of beta^n.
+        (beta^n); where a spike is possible, a neuron rests or a recurrent layer has just fired, it takes them one by one. The result is
+        that of the frames up to the rounding of beta^n; `steps_jumped` says how many steps were leapt over, summed over the stages.
         events: `datasets.Events` or a structured array with fields t (µs), x, y, p, in order of time; dt: seconds, whole microseconds.
         start: µs, None means the first event; steps: None means up to the last event. clip: at most one event a pixel and step.
         Shapes: output [steps, 1, *]; the input is [polarities, height, width], 1 or 2 polarities.
@@ -461,10 +291,10 @@ class EventNetwork(nn.Module):
             [len(t), begin, window, width, height, polarities],
             clip,
             out.data_ptr(),
-            _address(rows),
+            address(rows),
             after.data_ptr(),
             steps,
-            _address(membrane),
+            address(membrane),
             beta or 0.0,
         )
         found: list[Any] = [out]
@@ -476,18 +306,18 @@ class EventNetwork(nn.Module):
 
     def _run(
         self, x: Tensor, parts: tuple[Any, ...] | None, beta: float | None
-    ) -> tuple[Tensor, tuple[Any, ...], Tensor | None, None, None]:
+    ) -> tuple[Tensor, tuple[Any, ...], Tensor | None]:
         after: list[Any] = []
         membrane = None
         for i, segment in enumerate(self._segments):
             before = None if parts is None else parts[i]
             last = i + 1 == len(self._segments)
-            if isinstance(segment, _Compiled):
+            if isinstance(segment, Compiled):
                 x, new, membrane, _, _ = segment.run(x, before, beta if last else None)
             else:
                 x, new = _run_plain(segment, x, before)
             after.append(new)
-        return x, tuple(after), membrane, None, None
+        return x, tuple(after), membrane
 
     def _checked(self, x: Any, time_axes: int) -> Tensor:
         """The input in the network's dtype, after a look at whether the weights have changed."""
@@ -520,7 +350,7 @@ class EventNetwork(nn.Module):
             raise SpikingError(
                 f"EventNetwork: got {what}; expected a model whose readout has a membrane, such as NMNISTNet."
             )
-        if not isinstance(self._segments[-1], _Compiled):
+        if not isinstance(self._segments[-1], Compiled):
             raise SpikingError(
                 f"EventNetwork: got {what}, but the last layer was not compiled ({self._why()}). Ask the model itself."
             )
@@ -536,7 +366,7 @@ class EventNetwork(nn.Module):
             parts = state._parts
             for segment, part in zip(self._segments, parts):
                 if (
-                    isinstance(segment, _Compiled)
+                    isinstance(segment, Compiled)
                     and part is not None
                     and (len(part) != batch or part.dtype != self._dtype)
                 ):
@@ -549,7 +379,7 @@ class EventNetwork(nn.Module):
         parts_found: list[Any] = []
         at = 0
         for segment in self._segments:
-            if isinstance(segment, _Compiled):
+            if isinstance(segment, Compiled):
                 parts_found.append(segment.rows_of(flat[at : at + len(segment.leaves)], batch))
                 at += len(segment.leaves)
             else:
@@ -560,7 +390,7 @@ class EventNetwork(nn.Module):
     def _as_plain(self, parts: tuple[Any, ...]) -> tuple[Any, ...]:
         flat: list[Any] = []
         for segment, part in zip(self._segments, parts):
-            flat += segment.states_of(part) if isinstance(segment, _Compiled) else [part]
+            flat += segment.states_of(part) if isinstance(segment, Compiled) else [part]
         return _nested(self._modules_in_order, iter(flat))
 
     # --- telling --------------------------------------------------------------------------------------------------------------------
@@ -569,7 +399,7 @@ class EventNetwork(nn.Module):
         """What runs where, one line a stage: the layers that went into it, or why a layer runs as it stands."""
         lines = []
         for segment in self._segments:
-            if not isinstance(segment, _Compiled):
+            if not isinstance(segment, Compiled):
                 lines.append(f"plain      {segment.name} ({type(segment.layer).__name__}): {segment.reason}")
                 continue
             names = {id(leaf.layer): leaf.name for leaf in segment.leaves}
@@ -582,7 +412,7 @@ class EventNetwork(nn.Module):
         return "\n".join(lines)
 
     def _why(self) -> str:
-        plain = [segment for segment in self._segments if not isinstance(segment, _Compiled)]
+        plain = [segment for segment in self._segments if not isinstance(segment, Compiled)]
         return "; ".join(f"{leaf.name}: {leaf.reason}" for leaf in plain)
 
     def extra_repr(self) -> str:
@@ -641,7 +471,7 @@ def compile_events(model: nn.Module, example: Tensor, *, strict: bool = False) -
             f"compile_events.example: got {_described(example)}; expected an input [T, B, *] with at least one step and one row."
         )
     network = EventNetwork(model, modules, readout, example)
-    if strict and any(not isinstance(segment, _Compiled) for segment in network._segments):
+    if strict and any(not isinstance(segment, Compiled) for segment in network._segments):
         raise SpikingError(
             f"compile_events: layer {network._why()}. Take it out, or pass strict=False to run it as it stands."
         )
@@ -696,8 +526,10 @@ def _with_shapes(found: list[tuple[str, Any]], example: Tensor, whole: str) -> t
 
 def _run_plain(leaf: Leaf, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     layer = leaf.layer
-    was = layer.training
-    layer.eval()
+    if layer.training:
+        raise SpikingError(
+            f'EventNetwork: layer "{leaf.name}" is in training mode; expected evaluation, since it runs as it stands. Call model.eval().'
+        )
     try:
         with torch.no_grad():
             if hasattr(layer, "step"):
@@ -705,8 +537,6 @@ def _run_plain(leaf: Leaf, x: Tensor, state: Any) -> tuple[Tensor, Any]:
             return layer(x), None
     except SpikingError as err:
         raise SpikingError(f'layer "{leaf.name}": {err}') from err
-    finally:
-        layer.train(was)
 
 
 def _flattened(modules: Sequence[nn.Module], state: Any) -> Iterator[Any]:
@@ -746,11 +576,11 @@ def _fields(events: Any, width: int, height: int) -> list[np.ndarray]:
     if outside >= 0:
         x, y, p = (int(field[outside]) for field in fields[1:])
         raise SpikingError(
-            f"run_events: event {outside}: got x={x}, y={y}, p={p}; expected x < {width}, y < {height} and p of 0 or 1, as the network's input."
+            f"run_events: event {outside}: got x={x}, y={y}, p={p}; expected x < {width}, y < {height} and p 0 or 1, as in the input."
         )
     if backwards >= 0:
         raise SpikingError(
-            f"run_events: event {backwards}: got t={int(fields[0][backwards])} µs; expected times that are not negative and never decrease. "
+            f"run_events: event {backwards}: got t={int(fields[0][backwards])} µs; expected times from 0 on that never decrease. "
             "Call events.sorted() first."
         )
     return fields
@@ -778,7 +608,7 @@ def early_exit_cost(
     >>> early_exit_cost(compile_events(model, x), [(x, torch.zeros(3))], margins=[0.0])[0].steps
     0.2
     """
-    hits, steps = {margin: 0 for margin in margins}, {margin: 0 for margin in margins}
+    hits, steps = dict.fromkeys(margins, 0), dict.fromkeys(margins, 0)
     full = n = total = 0
     for x, labels in batches:
         full += int((network.scores(x).argmax(1) == labels).sum())
