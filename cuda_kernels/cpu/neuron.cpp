@@ -547,12 +547,6 @@ void over_blocks(const NeuronCall& p, i64 largest, const Body& body) {
     for (i64 block = 0; block < blocks; ++block) one(block, 0);
 }
 
-Flags flags_of(const NeuronCall& p) {
-    if (p.reset_delay || p.residual_reset || p.normalize) return Flags::all;
-    const bool some = p.tie_gt || p.decay_input || p.refractory > 0 || p.v_leak != 0.0 || (p.reset == 1 && p.v_reset != 0.0);
-    return some ? Flags::common : Flags::plain;
-}
-
 template <Kind kind, Reset reset, Flags flags, class IO>
 void run(const NeuronCall& p, bool backward) {
     if (!backward) {
