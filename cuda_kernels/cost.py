@@ -18,7 +18,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-__all__ = ["Choice", "Rates", "Work", "choose", "most_spikes"]
+__all__ = ["Choice", "Rates", "Work", "choose", "most_spikes", "packing", "rates"]
 
 
 class Work(NamedTuple):
@@ -37,10 +37,12 @@ class Work(NamedTuple):
     threads: int = 1
 
     @classmethod
-    def linear(cls, rows: int, in_features: int, out_features: int, item: int = 4, threads: int = 1) -> Work:
+    def linear(
+        cls, rows: int, in_features: int, out_features: int, item: int = 4, threads: int = 1, kind: str = "linear"
+    ) -> Work:
         """The work of y = x·Wᵀ + b for x [rows, in_features]; `item` is the size of one number in bytes."""
         weights = in_features * out_features
-        return cls("linear", rows, rows * in_features, rows * out_features, rows * weights, weights * item, threads)
+        return cls(kind, rows, rows * in_features, rows * out_features, rows * weights, weights * item, threads)
 
 
 class Choice(NamedTuple):
@@ -58,6 +60,7 @@ class Rates(NamedTuple):
     event_call: float
     scan: float
     store: float
+    pack: float
     mac: dict[tuple[int, int], float]
     synop: dict[tuple[int, int], float]
 
@@ -66,12 +69,14 @@ _DEFAULT = {
     "linear": Rates(
         dense_call=2e-6,
         event_call=8e-6,
-        scan=2e-10,
-        store=2e-10,
+        scan=2e-11,
+        store=2e-11,
+        pack=1e-10,
         mac={(1, 1 << 20): 4e-11, (1, 1 << 26): 1.5e-10, (64, 1 << 20): 9e-12, (64, 1 << 26): 1.2e-11},
         synop={(1, 1 << 20): 5e-11, (1, 1 << 26): 8e-11, (64, 1 << 20): 3e-11, (64, 1 << 26): 5e-11},
     )
 }
+_DEFAULT["linear_training"] = _DEFAULT["linear"]
 
 
 def rates(kind: str, threads: int) -> Rates:
@@ -96,6 +101,11 @@ def most_spikes(work: Work) -> int:
     if spare <= 0 or work.inputs == 0:
         return -1
     return min(work.inputs, math.ceil(spare / each) - 1)
+
+
+def packing(work: Work) -> float:
+    """Seconds to bring the weights into the order in which the event-driven kernel reads them."""
+    return work.weight_bytes * rates(work.kind, work.threads).pack
 
 
 def _dense(work: Work, constants: Rates) -> float:

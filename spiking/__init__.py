@@ -11,6 +11,7 @@ from types import ModuleType
 
 from . import encode, functional, loss, surrogate
 from .errors import SpikingError
+from .functional import event_driven
 from .layer import (
     AvgPool2d,
     BatchNorm1d,
@@ -51,6 +52,7 @@ __all__ = [
     "TDBatchNorm2d",
     "__version__",
     "encode",
+    "event_driven",
     "functional",
     "loss",
     "record",

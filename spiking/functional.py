@@ -17,13 +17,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from spiking.cuda_kernels import ops
+from spiking.cuda_kernels import event_linear_ops, ops
+from spiking.cuda_kernels.driven import event_driven
 from spiking.cuda_kernels.reference import Rule
 
 from .errors import SpikingError
 from .surrogate import ATan, Surrogate
 
-__all__ = ["Reset", "Save", "Tie", "adaptive_lif", "cuba_lif", "integrate", "lif"]
+__all__ = ["Reset", "Save", "Tie", "adaptive_lif", "cuba_lif", "event_driven", "event_linear", "integrate", "lif"]
 
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
 Save: TypeAlias = Literal["value", "half", "recompute"]
@@ -163,6 +164,40 @@ def adaptive_lif(
     check_rule("adaptive_lif", rule)
     s, last = integrate("adaptive_lif", x, _pair(x, v0, threshold_shift0, v_leak), rule, beta, threshold)
     return s, (last[0], last[1])
+
+
+def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply spikes with a weight: only the non-zeros of x cost anything.
+
+        y = x·Wᵀ + b = b + Σ_k x_k·W[:, k], over the k with x_k ≠ 0
+
+    Any values are allowed, not only 0 and 1. The result is that of `torch.nn.functional.linear` but for the order of summation; infinities
+    and NaN pass through likewise (a weight that holds one is multiplied the dense way). `spiking.Linear` chooses between the two by itself.
+
+    Shapes: x [*, in], weight [out, in], bias [out] or None -> [*, out].
+    Dtype: the weight's; x has it too, or is an integer or bool. float32, float64, bfloat16 (summed in float32) on CPUs; others run dense.
+    Gradient: dL/dW touches active inputs only; dL/dx = dL/dy·W. Of x one bit a number is kept where it holds zeros and ones only.
+    Errors: SpikingError for shapes that do not fit, or another floating dtype.
+
+    >>> event_linear(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([[1.0, 2.0, 3.0]])).tolist()
+    [2.0]
+    """
+    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise SpikingError(
+            f"event_linear: got input of shape {list(x.shape)} and weight {list(weight.shape)}; expected [*, in] and [out, in]."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise SpikingError(
+            f"event_linear.bias: got shape {list(bias.shape)}; expected [{weight.shape[0]}], one per output."
+        )
+    if not x.is_floating_point():
+        x = x.to(weight.dtype)
+    if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        got = x.dtype if x.dtype != weight.dtype else bias.dtype  # type: ignore[union-attr]
+        raise SpikingError(
+            f"event_linear: got {got} beside a weight of {weight.dtype}; expected one dtype. Convert one of them."
+        )
+    return event_linear_ops.event_linear(x, weight, bias)
 
 
 def _pair(x: Tensor, v: Tensor | None, extra: Tensor | None, v_leak: float) -> Tensor | None:

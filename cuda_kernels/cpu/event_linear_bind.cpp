@@ -16,7 +16,7 @@ using Size = long long;
 
 constexpr Size SLACK = 16;                       // lists are written in whole vectors
 constexpr Size KEPT = Size(64) << 20;            // bytes of scratch that a thread keeps between calls
-constexpr Size WORTH_A_THREAD = 400000;          // sums below which waking a second thread costs more than it saves
+constexpr Size WORTH_A_THREAD = 100000;          // sums below which waking a second thread costs more than it saves
 
 struct Scratch {
     std::vector<unsigned long long> bits, turned;
@@ -114,6 +114,20 @@ bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size in
     return table.pack(p);
 }
 
+// A number that changes when the memory does, as far as 64 places in it tell.
+unsigned long long event_sample(uintptr_t address, Size bytes) {
+    const char* memory = pointer<const char>(address);
+    const Size words = bytes / 8, step = words / 64 + 1;
+    unsigned long long sample = 0;
+    for (Size at = 0; at < words; at += step) {
+        unsigned long long word;
+        __builtin_memcpy(&word, memory + 8 * at, sizeof(word));
+        sample = (sample ^ word) * 0x9e3779b97f4a7c15ull;
+        sample ^= sample >> 29;
+    }
+    return sample;
+}
+
 // panels: room for grad_y [rows, outputs] in panels, filled here. x: 0 where every spike is 1.
 void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, uintptr_t panels, uintptr_t bits, uintptr_t x, Size x_stride,
                        uintptr_t grad_weight, Size rows, Size inputs, Size outputs, int dtype, int threads) {
@@ -146,5 +160,6 @@ void bind_event_linear(nb::module_& m) {
     m.def("event_count", &event_count);
     m.def("event_forward", &event_forward);
     m.def("event_panels", &event_panels);
+    m.def("event_sample", &event_sample);
     m.def("event_weight_grad", &event_weight_grad);
 }
