@@ -17,6 +17,8 @@
 namespace SPIKING_NS {
 namespace {
 
+#define SPIKING_ROW __attribute__((noinline))
+
 constexpr i64 LANES = 16;
 
 template <class T> struct VectorOf { typedef T type __attribute__((vector_size(LANES * sizeof(T)))); };
@@ -64,7 +66,7 @@ SPIKING_FN i64 inputs_of(const ConvShape& s) { return s.inputs / s.groups; }    
 SPIKING_FN i64 outputs_of(const ConvShape& s) { return s.outputs / s.groups; }
 SPIKING_FN i64 pictures_of(const ConvShape& s) { return s.images * s.groups; }
 SPIKING_FN i64 pixels_of(const ConvShape& s) { return s.height * s.width; }
-SPIKING_FN i64 words_of(const ConvShape& s) { return (pixels_of(s) + 63) / 64; }
+SPIKING_FN i64 chunks_of(const ConvShape& s) { return (inputs_of(s) + 31) / 32; }
 SPIKING_FN i64 taps_of(const ConvShape& s, i64 phase) { return phase < s.kernel_x ? (s.kernel_x - phase + s.stride_x - 1) / s.stride_x : 0; }
 
 // Output channels that are summed together: as many as fit in registers for all taps of a phase.
@@ -87,7 +89,7 @@ SPIKING_FN i64 group_items(const ConvShape& s) {
     return rounded_up(outputs_of(s), LANES) * inputs_of(s) * s.kernel_y * s.kernel_x;
 }
 
-// Where the taps of a phase begin within a block, in units of its width.
+// Where the taps of a phase begin within a block, in units of its width; those of one input follow each other, row by row.
 SPIKING_FN i64 phase_at(const ConvShape& s, i64 phase) {
     i64 taps = 0;
     for (i64 r = 0; r < phase; ++r) taps += taps_of(s, r);
@@ -114,7 +116,7 @@ void shared_out(i64 items, int threads, const Body& body) {
 
 // sum [16·M] += Σ over the list of value · rows[entry - base, :]; value is 1 where `ones`.
 template <class T, int M, bool ones>
-__attribute__((noinline)) void gather(const u32* list, const T* values, i64 n, i64 base, const T* rows, i64 stride, T* sum) {
+SPIKING_ROW void gather(const u32* list, const T* values, i64 n, i64 base, const T* rows, i64 stride, T* sum) {
     Vector<T> s[M];
 #pragma GCC unroll 24
     for (int m = 0; m < M; ++m) s[m] = load(sum + m * LANES);
@@ -151,15 +153,15 @@ struct Gathers {                   // a table, since the search above costs more
 
 // --- between channels last and planes -----------------------------------------------------------------------------------------------
 
-// to[c·to_stride + r] = from[r·from_stride + c]
+// to[c·to_stride + r] = from[r·from_stride + c]; writes few lines at a time, since they may all fall into the same set of a cache.
 template <class T>
 void turn(const T* from, i64 from_stride, i64 rows, i64 columns, T* to, i64 to_stride) {
-    i64 r = 0;
+    i64 c = 0;
 #if defined(__SSE2__)
     if constexpr (sizeof(T) == 4) {
-        for (; r + 4 <= rows; r += 4) {
-            i64 c = 0;
-            for (; c + 4 <= columns; c += 4) {
+        for (; c + 4 <= columns; c += 4) {
+            i64 r = 0;
+            for (; r + 4 <= rows; r += 4) {
                 const float* at = from + r * from_stride + c;
                 __m128 a = _mm_loadu_ps(at), b = _mm_loadu_ps(at + from_stride), d = _mm_loadu_ps(at + 2 * from_stride),
                        e = _mm_loadu_ps(at + 3 * from_stride);
@@ -168,13 +170,13 @@ void turn(const T* from, i64 from_stride, i64 rows, i64 columns, T* to, i64 to_s
                 _mm_storeu_ps(out, a), _mm_storeu_ps(out + to_stride, b);
                 _mm_storeu_ps(out + 2 * to_stride, d), _mm_storeu_ps(out + 3 * to_stride, e);
             }
-            for (; c < columns; ++c)
-                for (i64 k = 0; k < 4; ++k) to[c * to_stride + r + k] = from[(r + k) * from_stride + c];
+            for (; r < rows; ++r)
+                for (i64 k = 0; k < 4; ++k) to[(c + k) * to_stride + r] = from[r * from_stride + c + k];
         }
     }
 #endif
-    for (; r < rows; ++r)
-        for (i64 c = 0; c < columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+    for (; c < columns; ++c)
+        for (i64 r = 0; r < rows; ++r) to[c * to_stride + r] = from[r * from_stride + c];
 }
 
 template <class IO, class T>
@@ -229,164 +231,97 @@ void load_pixels(const void* tensor, bool last, i64 image, i64 channels, i64 cha
 
 // --- spikes -----------------------------------------------------------------------------------------------------------------------
 
-SPIKING_FN bool active(float v) { return v != 0.0f; }
-SPIKING_FN bool active(double v) { return v != 0.0; }
-SPIKING_FN bool active(bf16 v) { return (v.raw & 0x7fff) != 0; }
-SPIKING_FN bool active(f16 v) { return (v.raw & 0x7fff) != 0; }
+SPIKING_FN bool is_active(float v) { return v != 0.0f; }
+SPIKING_FN bool is_active(double v) { return v != 0.0; }
+SPIKING_FN bool is_active(bf16 v) { return (v.raw & 0x7fff) != 0; }
+SPIKING_FN bool is_active(f16 v) { return (v.raw & 0x7fff) != 0; }
+SPIKING_FN bool is_one(float v) { return v == 1.0f; }
+SPIKING_FN bool is_one(double v) { return v == 1.0; }
+SPIKING_FN bool is_one(bf16 v) { return v.raw == 0x3f80; }
+SPIKING_FN bool is_one(f16 v) { return v.raw == 0x3c00; }
 
 template <class IO>
-SPIKING_FN const IO* plane_of(const ConvCall& p, i64 image, i64 channel) {
-    const i64 pixels = pixels_of(p.s);
-    return static_cast<const IO*>(p.x) + (p.x_last ? image * pixels * p.s.inputs + channel : (image * p.s.inputs + channel) * pixels);
+SPIKING_FN const IO* pixels_at(const ConvCall& p, Picture at) {
+    const i64 pixels = pixels_of(p.s), channel = at.group * inputs_of(p.s);
+    return static_cast<const IO*>(p.x) + (p.x_last ? at.image * pixels * p.s.inputs + channel : (at.image * p.s.inputs + channel) * pixels);
 }
 
-// Bits of the planes of one picture, and spikes per pixel; returns whether all are ones.
-template <class IO>
-bool scan_planes(const ConvCall& p, Picture at, u64* bits, u32* per_pixel) {
-    const i64 channels = inputs_of(p.s), pixels = pixels_of(p.s), words = words_of(p.s);
-    u64 other = 0;
-    for (i64 c = 0; c < channels; ++c) {
-        const IO* plane = plane_of<IO>(p, at.image, at.group * channels + c);
-        for (i64 k = 0; k < pixels; ++k) per_pixel[k] += active(plane[k]) ? 1u : 0u;
-        for (i64 w = 0; w < words; ++w) {
-            const SpikeWord word = spike_word_of(plane, 64 * w, pixels);
-            bits[c * words + w] = word.active;
-            other |= word.active ^ word.ones;
-        }
-    }
-    return other == 0;
-}
+SPIKING_FN i64 pixel_step(const ConvCall& p) { return p.x_last ? p.s.inputs : 1; }
+SPIKING_FN i64 channel_step(const ConvCall& p) { return p.x_last ? 1 : pixels_of(p.s); }
 
+// masks of one plane's pixels |= its bit; returns whether an active number is not 1.
 template <class IO>
-bool scan_pixels(const ConvCall& p, Picture at, u64* bits, u32* per_pixel) {
-    const i64 channels = inputs_of(p.s), pixels = pixels_of(p.s), words = words_of(p.s);
-    u64 other = 0;
-    for (i64 k = 0; k < channels * words; ++k) bits[k] = 0;
-    const IO* first = plane_of<IO>(p, at.image, at.group * channels);
+SPIKING_ROW bool mask_plane(const IO* __restrict plane, i64 pixels, u32 bit, u32* __restrict masks) {
+    u32 other = 0;
     for (i64 k = 0; k < pixels; ++k) {
-        const IO* pixel = first + k * p.s.inputs;
-        for (i64 c = 0; c < channels; c += 64) {
-            const SpikeWord word = spike_word_of(pixel, c, channels);
-            other |= word.active ^ word.ones;
-            per_pixel[k] += u32(__builtin_popcountll(word.active));
-            for (u64 left = word.active; left; left &= left - 1)
-                bits[(c + __builtin_ctzll(left)) * words + k / 64] |= u64(1) << (k % 64);
-        }
+        const u32 active = is_active(plane[k]) ? ~0u : 0u, one = is_one(plane[k]) ? ~0u : 0u;
+        masks[k] |= active & bit;
+        other |= active & ~one;
     }
-    return other == 0;
+    return other != 0;
+}
+
+// Masks [pixels, chunks] of one picture; returns whether every spike is 1.
+template <class IO>
+bool mask_picture(const ConvCall& p, Picture at, u32* masks, u32* row) {
+    const i64 channels = inputs_of(p.s), pixels = pixels_of(p.s), chunks = chunks_of(p.s);
+    const IO* from = pixels_at<IO>(p, at);
+    bool ones = true;
+    if (p.x_last) {
+        u64 other = 0;
+        for (i64 k = 0; k < pixels; ++k, from += p.s.inputs)
+            for (i64 c = 0; c < channels; c += 64) {
+                const SpikeWord word = spike_word_of(from, c, channels);
+                other |= word.active ^ word.ones;
+                masks[k * chunks + c / 32] = u32(word.active);
+                if (c + 32 < channels) masks[k * chunks + c / 32 + 1] = u32(word.active >> 32);
+            }
+        return other == 0;
+    }
+    for (i64 chunk = 0; chunk < chunks; ++chunk) {
+        u32* to = chunks == 1 ? masks : row;
+        for (i64 k = 0; k < pixels; ++k) to[k] = 0;
+        for (i64 c = 32 * chunk; c < smaller(channels, 32 * chunk + 32); ++c)
+            ones &= !mask_plane(from + c * pixels, pixels, u32(1) << (c % 32), to);
+        if (chunks > 1)
+            for (i64 k = 0; k < pixels; ++k) masks[k * chunks + chunk] = row[k];
+    }
+    return ones;
 }
 
 template <class IO>
 i64 count_all(const ConvCall& p) {
-    const i64 pixels = pixels_of(p.s), height = p.s.height, width = p.s.width, plane_words = inputs_of(p.s) * words_of(p.s);
+    const i64 items = pixels_of(p.s) * chunks_of(p.s);
     i64 total = 0;
     int other = 0;
     shared_out(pictures_of(p.s), p.threads, [&](i64 index, int thread) {
         if (__atomic_load_n(&total, __ATOMIC_RELAXED) > p.limit) return;
-        u32* per_pixel = reinterpret_cast<u32*>(static_cast<char*>(p.scratch) + thread * rounded_up(pixels * i64(sizeof(u32)), 64));
-        for (i64 k = 0; k < pixels; ++k) per_pixel[k] = 0;
-        u64* bits = p.bits + index * plane_words;
-        const Picture at = picture_of(p.s, index);
-        const bool ones = p.x_last ? scan_pixels<IO>(p, at, bits, per_pixel) : scan_planes<IO>(p, at, bits, per_pixel);
-        // Shifted by one, so that filling the lists moves each mark to where it belongs.
-        u32* starts = p.starts + index * (pixels + 1);
-        u32 sum = 0;
-        starts[0] = 0;
-        for (i64 x = 0; x < width; ++x)
-            for (i64 y = 0; y < height; ++y) starts[x * height + y + 1] = sum, sum += per_pixel[y * width + x];
-        p.counts[index] = i64(sum);
-        if (!ones) __atomic_store_n(&other, 1, __ATOMIC_RELAXED);
-        __atomic_fetch_add(&total, i64(sum), __ATOMIC_RELAXED);
+        u32* row = reinterpret_cast<u32*>(static_cast<char*>(p.scratch) + thread * rounded_up(pixels_of(p.s) * i64(sizeof(u32)), 64));
+        u32* masks = p.masks + index * items;
+        if (!mask_picture<IO>(p, picture_of(p.s, index), masks, row)) __atomic_store_n(&other, 1, __ATOMIC_RELAXED);
+        i64 count = 0;
+        for (i64 k = 0; k < items; ++k) count += __builtin_popcount(masks[k]);
+        __atomic_fetch_add(&total, count, __ATOMIC_RELAXED);
     });
     return total > p.limit ? -1 : total * 2 + (other ? 0 : 1);
 }
 
-template <class IO>
-void list_all(const ConvCall& p) {
-    using T = typename StateOf<IO>::type;
-    const i64 pixels = pixels_of(p.s), channels = inputs_of(p.s), words = words_of(p.s), height = p.s.height, width = p.s.width;
-    u32* slot_of = static_cast<u32*>(p.scratch);
-    u32* row_of = slot_of + pixels;
-    for (i64 y = 0; y < height; ++y)
-        for (i64 x = 0; x < width; ++x) slot_of[y * width + x] = u32(x * height + y + 1), row_of[y * width + x] = u32(y * channels);
-    const i64 step = p.x_last ? p.s.inputs : 1;
-    shared_out(pictures_of(p.s), p.threads, [&](i64 index, int) {
-        const Picture at = picture_of(p.s, index);
-        u32* starts = p.starts + index * (pixels + 1);
-        u32* entries = p.entries + p.offsets[index];
-        T* values = p.values ? static_cast<T*>(p.values) + p.offsets[index] : nullptr;
-        const u64* bits = p.bits + index * channels * words;
-        for (i64 c = 0; c < channels; ++c) {
-            const IO* plane = values ? plane_of<IO>(p, at.image, at.group * channels + c) : nullptr;
-            for (i64 w = 0; w < words; ++w)
-                for (u64 left = bits[c * words + w]; left; left &= left - 1) {
-                    const i64 pixel = 64 * w + __builtin_ctzll(left);
-                    const u32 to = starts[slot_of[pixel]]++;
-                    entries[to] = row_of[pixel] + u32(c);
-                    if (values) values[to] = widen(plane[pixel * step]);
-                }
-        }
-    });
-}
-
 // --- forward ----------------------------------------------------------------------------------------------------------------------
-
-// One picture's spikes, and one block's weights.
-template <class T>
-struct Sources {
-    const u32* starts;
-    const u32* entries;
-    const T* values;
-    const T* weights;
-    const T* bias;                 // null: none
-};
-
-template <class T>
-Sources<T> sources_of(const ConvCall& p, i64 picture, const Block& block) {
-    const Picture at = picture_of(p.s, picture);
-    const T* bias = static_cast<const T*>(p.bias);
-    return {p.starts + picture * (pixels_of(p.s) + 1), p.entries + p.offsets[picture],
-            p.values ? static_cast<const T*>(p.values) + p.offsets[picture] : nullptr,
-            static_cast<const T*>(p.weights) + at.group * group_items(p.s) + block.at,
-            bias ? bias + at.group * outputs_of(p.s) + block.first : nullptr};
-}
-
-// sums [out_width, block.width] of one output row.
-template <class T>
-void conv_row(const ConvShape& s, const Sources<T>& from, const Block& block, const Gathers<T>& gathers, i64 row, T* sums) {
-    const i64 width = block.width, vectors = width / LANES;
-    for (i64 x = 0; x < s.out_width; ++x)
-        for (i64 c = 0; c < width; ++c) sums[x * width + c] = from.bias && c < block.used ? from.bias[c] : T(0);
-    const i64 top = row * s.stride_y - s.pad_y, low = larger(0, top), high = smaller(s.height, top + s.kernel_y);
-    if (high <= low) return;
-    const i64 base = top * inputs_of(s), phase_rows = s.kernel_y * inputs_of(s) * width;
-    i64 phase = s.pad_x % s.stride_x, q = s.pad_x / s.stride_x;
-    const T* weights = from.weights + phase_at(s, phase) * width;
-    for (i64 x = 0; x < s.width; ++x) {
-        const i64 taps = taps_of(s, phase);
-        const u32 begin = from.starts[x * s.height + low], end = from.starts[x * s.height + high];
-        const i64 last = smaller(taps - 1, q), first = larger(0, q - s.out_width + 1);
-        if (begin < end && first <= last)
-            gathers((last - first + 1) * vectors, from.entries + begin, from.values ? from.values + begin : nullptr, end - begin, base,
-                    weights + (taps - 1 - last) * width, taps * width, sums + (q - last) * width);
-        weights += taps * phase_rows;
-        if (++phase == s.stride_x) phase = 0, ++q, weights = from.weights;
-    }
-}
 
 template <class T>
 struct Scratch {
-    T *sums, *buffer, *pooled, *grads, *grad_x, *values, *picked_values;
+    T *start, *sums, *buffer, *pooled, *grads, *grad_x, *values, *picked_values;
     u32 *list, *picked, *place;
+    i64* counts;
     i64 bytes;
 };
 
-SPIKING_FN i64 phases_of(const ConvShape& s) { return smaller(s.stride_x, s.kernel_x) * smaller(s.stride_y, s.kernel_y); }
 SPIKING_FN i64 left_of(const ConvShape& s) { return taps_of(s, 0) - 1; }  // zero pixels left of a row of gradients
 SPIKING_FN i64 grads_width(const ConvShape& s) {
     return left_of(s) + larger(s.out_width, (s.width - 1 + s.pad_x) / s.stride_x + 1);
 }
 SPIKING_FN i64 grad_x_width(const ConvShape& s) { return rounded_up(inputs_of(s), LANES); }
+SPIKING_FN i64 open_rows(const ConvShape& s) { return (s.kernel_y - 1) / s.stride_y + 1; }  // output rows that one input row reaches
 
 // The parts of a thread's scratch memory; with a null base only their size.
 template <class T>
@@ -394,6 +329,7 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
     const ConvShape& s = p.s;
     const i64 width = widest_block(s), pixels = pixels_of(s), row = larger(s.out_width, s.width) * larger(width, grad_x_width(s));
     const bool backward = p.grad_y || p.grad_pooled;
+    const i64 listed = backward ? pixels * inputs_of(s) : 0;
     Scratch<T> parts{};
     i64 at = 0;
     const auto take = [&](i64 items, i64 size) {
@@ -401,22 +337,140 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
         at += rounded_up(items * size + 64, 64);
         return here;
     };
-    const i64 sums = take(s.out_width * width, sizeof(T)), buffer = take(row, sizeof(T));
+    const i64 start = take(width, sizeof(T)), sums = take(open_rows(s) * s.out_width * width, sizeof(T)), buffer = take(row, sizeof(T));
     const i64 pooled = take(p.window ? (s.out_width / p.window + 1) * width : 0, sizeof(T));
     const i64 grads = take(backward ? s.out_height * grads_width(s) * width : 0, sizeof(T));
     const i64 grad_x = take(p.back_weights ? pixels * grad_x_width(s) : 0, sizeof(T));
-    const i64 values = take(backward ? pixels : 0, sizeof(T)), picked_values = take(backward ? pixels : 0, sizeof(T));
-    const i64 list = take(backward ? pixels + LIST_SLACK : 0, sizeof(u32)), picked = take(backward ? pixels : 0, sizeof(u32));
-    const i64 place = take(backward ? 2 * pixels : 0, sizeof(u32));
-    parts.bytes = larger(at, 2 * rounded_up(pixels * i64(sizeof(u32)), 64));
+    const i64 values = take(p.ones ? 0 : listed, sizeof(T)), picked_values = take(backward ? pixels : 0, sizeof(T));
+    const i64 list = take(listed, sizeof(u32)), picked = take(backward ? pixels : 0, sizeof(u32));
+    const i64 place = take(backward ? 2 * pixels : 0, sizeof(u32)), counts = take(backward ? inputs_of(s) : 0, sizeof(i64));
+    parts.bytes = larger(at, rounded_up(pixels * i64(sizeof(u32)), 64));
     if (!p.scratch) return parts;
     char* base = static_cast<char*>(p.scratch) + thread * parts.bytes;
     const auto items = [&](i64 offset) { return reinterpret_cast<T*>(base + offset); };
     const auto numbers = [&](i64 offset) { return reinterpret_cast<u32*>(base + offset); };
-    parts.sums = items(sums), parts.buffer = items(buffer), parts.pooled = items(pooled), parts.grads = items(grads);
-    parts.grad_x = items(grad_x), parts.values = items(values), parts.picked_values = items(picked_values);
+    parts.start = items(start), parts.sums = items(sums), parts.buffer = items(buffer), parts.pooled = items(pooled);
+    parts.grads = items(grads), parts.grad_x = items(grad_x), parts.values = items(values), parts.picked_values = items(picked_values);
     parts.list = numbers(list), parts.picked = numbers(picked), parts.place = numbers(place);
+    parts.counts = reinterpret_cast<i64*>(base + counts);
     return parts;
+}
+
+constexpr i64 AT_ONCE = 4;         // spikes of a pixel that share one pass over the sums
+constexpr i64 MOST_ROWS = 16;      // kernel rows whose sums one pass visits
+
+template <class T>
+struct Targets {                   // the sums that the spikes of one pixel reach: n rows of `vectors`, and their weights' offsets
+    T* rows[MOST_ROWS];
+    i64 steps[MOST_ROWS];
+    i64 n;
+};
+
+// rows[r][at …] += Σ over N spikes of value · weights[i][steps[r] …]
+template <class T, int N, bool ones>
+SPIKING_ROW void spread(const T* const* weights, const T* values, const Targets<T>& to, i64 at, i64 step, i64 vectors) {
+    for (i64 r = 0; r < to.n; ++r) {
+        T* __restrict sums = to.rows[r] + at;
+        const i64 from = to.steps[r] + step;
+#pragma GCC unroll 4
+        for (i64 m = 0; m < vectors * LANES; m += LANES) {
+            Vector<T> sum = load(sums + m);
+#pragma GCC unroll 4
+            for (int i = 0; i < N; ++i) {
+                if constexpr (ones) sum += load(weights[i] + from + m);
+                else sum += load(weights[i] + from + m) * values[i];
+            }
+            store(sums + m, sum);
+        }
+    }
+}
+
+template <class T, bool ones>
+SPIKING_FN void spread_some(i64 n, const T* const* weights, const T* values, const Targets<T>& to, i64 at, i64 step, i64 vectors) {
+    if (n == 1) spread<T, 1, ones>(weights, values, to, at, step, vectors);
+    else if (n == 2) spread<T, 2, ones>(weights, values, to, at, step, vectors);
+    else if (n == 3) spread<T, 3, ones>(weights, values, to, at, step, vectors);
+    else spread<T, 4, ones>(weights, values, to, at, step, vectors);
+}
+
+// The spikes of input row y, on the way to the output rows of `to` (whose steps count kernel rows here).
+template <class IO, class T, bool ones>
+void spread_row(const ConvCall& p, Picture at, const u32* masks, const IO* x, const T* block_weights, i64 width, i64 y, const Targets<T>& to) {
+    const ConvShape& s = p.s;
+    const i64 chunks = chunks_of(s), vectors = width / LANES, pixel_items = pixel_step(p), channel_items = channel_step(p);
+    (void)at;
+    Targets<T> reached = to;
+    i64 phase = s.pad_x % s.stride_x, q = s.pad_x / s.stride_x, known = -1;
+    const T* weights = block_weights;
+    i64 taps = 0;
+    const u32* mask = masks + y * s.width * chunks;
+    for (i64 column = 0; column < s.width; ++column, mask += chunks) {
+        if (phase != known) {
+            known = phase, taps = taps_of(s, phase), weights = block_weights + phase_at(s, phase) * width;
+            for (i64 r = 0; r < to.n; ++r) reached.steps[r] = to.steps[r] * taps * width;
+        }
+        const i64 last = smaller(taps - 1, q), first = larger(0, q - s.out_width + 1);
+        if (first <= last) {
+            const T* from[AT_ONCE];
+            T values[AT_ONCE];
+            i64 n = 0;
+            const i64 target = (q - last) * width, step = (taps - 1 - last) * width, reach = (last - first + 1) * vectors;
+            for (i64 chunk = 0; chunk < chunks; ++chunk)
+                for (u32 left = mask[chunk]; left; left &= left - 1) {
+                    const i64 channel = 32 * chunk + __builtin_ctz(left);
+                    from[n] = weights + channel * s.kernel_y * taps * width;
+                    if constexpr (!ones) values[n] = widen(x[(y * s.width + column) * pixel_items + channel * channel_items]);
+                    if (++n == AT_ONCE) {
+                        spread<T, AT_ONCE, ones>(from, values, reached, target, step, reach);
+                        n = 0;
+                    }
+                }
+            if (n) spread_some<T, ones>(n, from, values, reached, target, step, reach);
+        }
+        if (++phase == s.stride_x) phase = 0, ++q;
+    }
+}
+
+// The output rows [first, stop) of one picture and block: finish(row, sums [out_width, block.width]) as each is complete, in order.
+template <class IO, class T, class Finish>
+void conv_rows(const ConvCall& p, i64 picture, const Block& block, const Scratch<T>& own, i64 first, i64 stop, const Finish& finish) {
+    const ConvShape& s = p.s;
+    const Picture at = picture_of(s, picture);
+    const i64 width = block.width, row_items = s.out_width * width, open = open_rows(s);
+    const u32* masks = p.masks + picture * pixels_of(s) * chunks_of(s);
+    const T* weights = static_cast<const T*>(p.weights) + at.group * group_items(s) + block.at;
+    const IO* x = p.ones ? nullptr : pixels_at<IO>(p, at);
+    for (i64 c = 0; c < width; ++c) own.start[c] = T(0);
+    if (p.bias)
+        __builtin_memcpy(own.start, static_cast<const T*>(p.bias) + at.group * outputs_of(s) + block.first, u64(block.used) * sizeof(T));
+    i64 y = larger(0, first * s.stride_y - s.pad_y), ready = first;
+    const auto prepare = [&] {
+        T* sums = own.sums + ready++ % open * row_items;
+        for (i64 k = 0; k < s.out_width; ++k)
+            for (i64 c = 0; c < width; c += LANES) store(sums + k * width + c, load(own.start + c));
+    };
+    for (i64 row = first; row < stop; ++row) {
+        const i64 bottom = smaller(s.height - 1, row * s.stride_y - s.pad_y + s.kernel_y - 1);
+        for (; y <= bottom; ++y) {
+            while (ready < stop && ready * s.stride_y - s.pad_y <= y) prepare();
+            Targets<T> to;
+            to.n = 0;
+            const auto go = [&] {
+                if (p.ones) spread_row<IO, T, true>(p, at, masks, x, weights, width, y, to);
+                else spread_row<IO, T, false>(p, at, masks, x, weights, width, y, to);
+                to.n = 0;
+            };
+            for (i64 ky = 0; ky < s.kernel_y; ++ky) {
+                const i64 down = y + s.pad_y - ky, target = down / s.stride_y;
+                if (down < 0 || down % s.stride_y || target < first || target >= stop) continue;
+                to.rows[to.n] = own.sums + target % open * row_items, to.steps[to.n] = ky;
+                if (++to.n == MOST_ROWS) go();
+            }
+            if (to.n) go();
+        }
+        while (ready <= row) prepare();
+        finish(row, own.sums + row % open * row_items);
+    }
 }
 
 template <class IO>
@@ -426,19 +480,16 @@ void forward_rows(const ConvCall& p) {
     const i64 pictures = pictures_of(s), blocks = blocks_of(s);
     // Blocks outermost: their weights stay in the caches while all pictures pass. Few pictures are cut into strips of rows.
     const i64 strips = larger(1, smaller(s.out_height, p.threads > 1 ? 4 * p.threads / (pictures * blocks) : 1));
-    const Gathers<T> gathers(p.values == nullptr);
     shared_out(blocks * pictures * strips, p.threads, [&](i64 unit, int thread) {
         const i64 strip = unit % strips, picture = unit / strips % pictures;
         const Block block = block_of(s, unit / strips / pictures);
         const Scratch<T> own = scratch_of<T>(p, thread);
-        const Sources<T> from = sources_of<T>(p, picture, block);
         const Picture at = picture_of(s, picture);
         const i64 channel = at.group * outputs_of(s) + block.first;
-        for (i64 row = s.out_height * strip / strips; row < s.out_height * (strip + 1) / strips; ++row) {
-            conv_row(s, from, block, gathers, row, own.sums);
-            store_pixels<IO>(own.sums, s.out_width, block.width, block.used, p.y, p.y_last, at.image, s.outputs, channel, s.out_height, row,
+        conv_rows<IO>(p, picture, block, own, s.out_height * strip / strips, s.out_height * (strip + 1) / strips, [&](i64 row, T* sums) {
+            store_pixels<IO>(sums, s.out_width, block.width, block.used, p.y, p.y_last, at.image, s.outputs, channel, s.out_height, row,
                              own.buffer);
-        }
+        });
     });
 }
 
@@ -471,29 +522,26 @@ void forward_pooled(const ConvCall& p) {
     using T = typename StateOf<IO>::type;
     const ConvShape& s = p.s;
     const i64 pictures = pictures_of(s), rows = s.out_height / p.window, columns = s.out_width / p.window;
-    const Gathers<T> gathers(p.values == nullptr);
     const T share = T(1) / T(p.window * p.window);
     shared_out(blocks_of(s) * pictures, p.threads, [&](i64 unit, int thread) {
         const Block block = block_of(s, unit / pictures);
         const i64 picture = unit % pictures;
         const Scratch<T> own = scratch_of<T>(p, thread);
-        const Sources<T> from = sources_of<T>(p, picture, block);
         const Picture at = picture_of(s, picture);
         const i64 channel = at.group * outputs_of(s) + block.first;
         double* moments = p.moments + i64(thread) * 2 * s.outputs + channel;
-        for (i64 row = 0; row < s.out_height; ++row) {
-            conv_row(s, from, block, gathers, row, own.sums);
-            add_moments(own.sums, s.out_width, block.width, block.used, moments, moments + s.outputs);
+        conv_rows<IO>(p, picture, block, own, 0, s.out_height, [&](i64 row, T* sums) {
+            add_moments(sums, s.out_width, block.width, block.used, moments, moments + s.outputs);
             const i64 within = row % p.window;
-            if (row / p.window >= rows) continue;
+            if (row / p.window >= rows) return;
             if (within == 0)
                 for (i64 k = 0; k < columns * block.width; ++k) own.pooled[k] = T(0);
-            add_windows(own.sums, columns, p.window, block.width, own.pooled);
-            if (within + 1 < p.window) continue;
+            add_windows(sums, columns, p.window, block.width, own.pooled);
+            if (within + 1 < p.window) return;
             for (i64 k = 0; k < columns * block.width; ++k) own.pooled[k] *= share;
             store_pixels<IO>(own.pooled, columns, block.width, block.used, p.pooled, p.y_last, at.image, s.outputs, channel, rows,
                              row / p.window, own.buffer);
-        }
+        });
     });
 }
 
@@ -501,30 +549,31 @@ void forward_pooled(const ConvCall& p) {
 
 // The gradient of one picture and block as pixels [out_height, grads_width, block.width], zeros on both sides of each row.
 template <class IO, class T>
-void load_grads(const ConvCall& p, i64 picture, const Block& block, const Gathers<T>& gathers, const Scratch<T>& own) {
+void load_grads(const ConvCall& p, i64 picture, const Block& block, const Scratch<T>& own) {
     const ConvShape& s = p.s;
     const Picture at = picture_of(s, picture);
     const i64 channel = at.group * outputs_of(s) + block.first, left = left_of(s), total = grads_width(s), width = block.width;
-    const i64 rows = p.window ? s.out_height / p.window : 0, columns = p.window ? s.out_width / p.window : 0;
-    const T share = p.window ? T(1) / T(p.window * p.window) : T(0);
     for (i64 row = 0; row < s.out_height; ++row) {
         T* to = own.grads + row * total * width;
         for (i64 k = 0; k < left * width; ++k) to[k] = T(0);
         for (i64 k = (left + s.out_width) * width; k < total * width; ++k) to[k] = T(0);
-        to += left * width;
-        if (p.grad_y) {
-            load_pixels<IO>(p.grad_y, p.y_last, at.image, s.outputs, channel, s.out_height, row, s.out_width, width, block.used, to, own.buffer);
-            continue;
-        }
-        // dL/dy = dL/dsum + 2·y·dL/dsquare + dL/dpooled / window²
-        conv_row(s, sources_of<T>(p, picture, block), block, gathers, row, to);
+        if (p.grad_y)
+            load_pixels<IO>(p.grad_y, p.y_last, at.image, s.outputs, channel, s.out_height, row, s.out_width, width, block.used,
+                            to + left * width, own.buffer);
+    }
+    if (p.grad_y) return;
+    // dL/dy = dL/dsum + 2·y·dL/dsquare + dL/dpooled / window²
+    const i64 rows = s.out_height / p.window, columns = s.out_width / p.window;
+    const T share = T(1) / T(p.window * p.window);
+    conv_rows<IO>(p, picture, block, own, 0, s.out_height, [&](i64 row, const T* y) {
+        T* to = own.grads + (row * total + left) * width;
         for (i64 c = 0; c < width; c += LANES) {
             Vector<T> constant = {}, slope = {};
             for (i64 k = c; k < smaller(block.used, c + LANES); ++k)
                 constant[k - c] = T(p.grad_moments[channel + k]), slope[k - c] = T(2 * p.grad_moments[s.outputs + channel + k]);
-            for (i64 x = 0; x < s.out_width; ++x) store(to + x * width + c, constant + slope * load(to + x * width + c));
+            for (i64 x = 0; x < s.out_width; ++x) store(to + x * width + c, constant + slope * load(y + x * width + c));
         }
-        if (row / p.window >= rows) continue;
+        if (row / p.window >= rows) return;
         if (row % p.window == 0)
             load_pixels<IO>(p.grad_pooled, p.y_last, at.image, s.outputs, channel, rows, row / p.window, columns, width, block.used, own.pooled,
                             own.buffer);
@@ -536,7 +585,7 @@ void load_grads(const ConvCall& p, i64 picture, const Block& block, const Gather
                     store(pixel, load(pixel) + g);
                 }
             }
-    }
+    });
 }
 
 // place[pixel]: where the gradients of a pixel's leftmost tap begin, in pixels of `grads`; place[pixels + pixel]: its phase.
@@ -550,37 +599,51 @@ void find_places(const ConvShape& s, u32* place) {
         }
 }
 
-// grad_weights of one channel += the gradients that each of its spikes meets.
+// The spikes of channels [first, stop) of one picture, channel by channel, each list going down the image.
 template <class IO, class T>
-void add_weight_grads(const ConvCall& p, i64 picture, const Block& block, i64 channel, const Gathers<T>& gathers, const Scratch<T>& own,
-                      T* grad_block) {
-    const ConvShape& s = p.s;
-    const Picture at = picture_of(s, picture);
-    const i64 channels = inputs_of(s), words = words_of(s), pixels = pixels_of(s), width = block.width, vectors = width / LANES;
-    const i64 n = expand_bits(p.bits + (picture * channels + channel) * words, pixels, own.list);
-    if (n == 0) return;
-    const bool ones = p.x == nullptr;
-    if (!ones) {
-        const IO* plane = plane_of<IO>(p, at.image, at.group * channels + channel);
-        const i64 step = p.x_last ? s.inputs : 1;
-        for (i64 i = 0; i < n; ++i) own.values[i] = widen(plane[i64(own.list[i]) * step]);
+void list_spikes(const ConvCall& p, i64 picture, const Scratch<T>& own, i64 first, i64 stop) {
+    const i64 pixels = pixels_of(p.s), chunks = chunks_of(p.s);
+    const IO* x = p.ones ? nullptr : pixels_at<IO>(p, picture_of(p.s, picture));
+    const u32* masks = p.masks + picture * pixels * chunks;
+    for (i64 c = first; c < stop; ++c) own.counts[c] = 0;
+    for (i64 chunk = first / 32; 32 * chunk < stop; ++chunk) {
+        const i64 base = 32 * chunk;
+        u32 wanted = ~0u;
+        if (first > base) wanted &= ~0u << (first - base);
+        if (stop < base + 32) wanted &= ~(~0u << (stop - base));
+        for (i64 pixel = 0; pixel < pixels; ++pixel)
+            for (u32 left = masks[pixel * chunks + chunk] & wanted; left; left &= left - 1) {
+                const i64 channel = base + __builtin_ctz(left), to = channel * pixels + own.counts[channel]++;
+                own.list[to] = u32(pixel);
+                if (x) own.values[to] = widen(x[pixel * pixel_step(p) + channel * channel_step(p)]);
+            }
     }
+}
+
+// grad_weights of one channel += the gradients that each of its spikes meets.
+template <class T>
+void add_weight_grads(const ConvCall& p, const Block& block, i64 channel, const Gathers<T>& gathers, const Scratch<T>& own, T* grad_block) {
+    const ConvShape& s = p.s;
+    const i64 pixels = pixels_of(s), width = block.width, vectors = width / LANES, n = own.counts[channel];
+    if (n == 0) return;
+    const u32* list = own.list + channel * pixels;
+    const T* all_values = own.values + channel * pixels;
     const bool plain = s.stride_x == 1 && s.stride_y == 1;
     for (i64 phase_y = 0; phase_y < smaller(s.stride_y, s.kernel_y); ++phase_y)
         for (i64 phase_x = 0; phase_x < smaller(s.stride_x, s.kernel_x); ++phase_x) {
             i64 m = 0;
             if (plain) {
-                for (i64 i = 0; i < n; ++i) own.picked[i] = own.place[own.list[i]];
+                for (i64 i = 0; i < n; ++i) own.picked[i] = own.place[list[i]];
                 m = n;
             } else {
                 const u32 phase = u32(phase_y * s.stride_x + phase_x);
                 for (i64 i = 0; i < n; ++i) {
-                    own.picked[m] = own.place[own.list[i]];
-                    if (!ones) own.picked_values[m] = own.values[i];
-                    m += own.place[pixels + own.list[i]] == phase;
+                    own.picked[m] = own.place[list[i]];
+                    if (!p.ones) own.picked_values[m] = all_values[i];
+                    m += own.place[pixels + list[i]] == phase;
                 }
             }
-            const T* values = ones ? nullptr : plain ? own.values : own.picked_values;
+            const T* values = p.ones ? nullptr : plain ? all_values : own.picked_values;
             const i64 taps = taps_of(s, phase_x), row_items = grads_width(s);
             T* grad = grad_block + phase_at(s, phase_x) * width;
             i64 low = 0, high = 0;               // the spikes that meet an output row: neighbours, since lists go down the image
@@ -589,15 +652,15 @@ void add_weight_grads(const ConvCall& p, i64 picture, const Block& block, i64 ch
                 high = larger(high, low);
                 while (high < m && i64(own.picked[high]) < (s.out_height + up) * row_items) ++high;
                 if (low < high)
-                    gathers(taps * vectors, own.picked + low, ones ? nullptr : values + low, high - low, up * row_items, own.grads, width,
-                            grad + (ky * channels + channel) * taps * width);
+                    gathers(taps * vectors, own.picked + low, p.ones ? nullptr : values + low, high - low, up * row_items, own.grads, width,
+                            grad + (channel * s.kernel_y + ky) * taps * width);
             }
         }
 }
 
 // out [P pixels, 16·NV] += Σ over n of g[pixel, k] · weights[k, 16·NV]
 template <class T, int P, int NV>
-__attribute__((noinline)) void product(const T* g, i64 g_stride, const T* weights, i64 w_stride, i64 n, T* out, i64 out_stride) {
+SPIKING_ROW void product(const T* g, i64 g_stride, const T* weights, i64 w_stride, i64 n, T* out, i64 out_stride) {
     Vector<T> s[P][NV];
 #pragma GCC unroll 24
     for (int i = 0; i < P; ++i)
@@ -680,16 +743,18 @@ void backward_share(const ConvCall& p, i64 team, i64 member, i64 members, int th
     const i64 channels = inputs_of(s), blocks = blocks_of(s), deep = grad_x_width(s), groups = s.groups;
     const i64 items = groups * group_items(s);
     const i64 first_row = s.height * member / members, last_row = s.height * (member + 1) / members;
-    const Gathers<T> recompute(p.values == nullptr), gathers(p.x == nullptr);
+    const i64 first_channel = channels * member / members, last_channel = channels * (member + 1) / members;
+    const Gathers<T> gathers(p.ones);
     const Products<T> products;
     find_places(s, own.place);
     for (i64 picture = s.images * team / p.teams * groups; picture < s.images * (team + 1) / p.teams * groups; ++picture) {
         const Picture at = picture_of(s, picture);
         if (p.back_weights)
             for (i64 k = first_row * s.width * deep; k < last_row * s.width * deep; ++k) own.grad_x[k] = T(0);
+        if (p.grad_weights) list_spikes<IO>(p, picture, own, first_channel, last_channel);
         for (i64 b = 0; b < blocks; ++b) {
             const Block block = block_of(s, b);
-            load_grads<IO>(p, picture, block, recompute, own);
+            load_grads<IO>(p, picture, block, own);
             if (p.grad_bias && member == 0) {
                 T* to = static_cast<T*>(p.grad_bias) + team * s.outputs + at.group * outputs_of(s) + block.first;
                 for (i64 pixel = 0; pixel < s.out_height * grads_width(s); ++pixel)
@@ -697,8 +762,7 @@ void backward_share(const ConvCall& p, i64 team, i64 member, i64 members, int th
             }
             if (p.grad_weights) {
                 T* to = static_cast<T*>(p.grad_weights) + team * items + at.group * group_items(s) + block.at;
-                for (i64 c = channels * member / members; c < channels * (member + 1) / members; ++c)
-                    add_weight_grads<IO>(p, picture, block, c, gathers, own, to);
+                for (i64 c = first_channel; c < last_channel; ++c) add_weight_grads(p, block, c, gathers, own, to);
             }
             if (p.back_weights) add_input_grads(p, picture, block, products, own, first_row, last_row);
         }
@@ -742,7 +806,7 @@ void over_weights(const ConvShape& s, const Body& body) {
                 const i64 phase = kx % s.stride_x, taps = taps_of(s, phase), j = taps - 1 - kx / s.stride_x, at = phase_at(s, phase);
                 for (i64 ky = 0; ky < s.kernel_y; ++ky)
                     for (i64 c = 0; c < channels; ++c) {
-                        const i64 to = group * group_items(s) + block.at + (at + (ky * channels + c) * taps + j) * block.width;
+                        const i64 to = group * group_items(s) + block.at + (at + (c * s.kernel_y + ky) * taps + j) * block.width;
                         for (i64 k = 0; k < block.used; ++k)
                             body(to + k, (((group * outputs + block.first + k) * channels + c) * s.kernel_y + ky) * s.kernel_x + kx);
                     }
@@ -811,7 +875,6 @@ long long scratch_bytes(const ConvCall& p) { return p.dtype == 1 ? scratch_of<do
 bool pack(const ConvWeights& p) { return with_dtype(p.dtype, [&](auto of) { return pack_all<decltype(of)>(p); }); }
 void unpack(const ConvWeights& p) { with_dtype(p.dtype, [&](auto of) { unpack_all<decltype(of)>(p); }); }
 long long count(const ConvCall& p) { return with_dtype(p.dtype, [&](auto of) { return count_all<decltype(of)>(p); }); }
-void list(const ConvCall& p) { with_dtype(p.dtype, [&](auto of) { list_all<decltype(of)>(p); }); }
 void forward(const ConvCall& p) {
     with_dtype(p.dtype, [&](auto of) {
         if (p.window) forward_pooled<decltype(of)>(p);
@@ -823,6 +886,6 @@ void backward(const ConvCall& p) { with_dtype(p.dtype, [&](auto of) { backward_a
 }  // namespace
 
 extern const ConvTable conv_table;
-const ConvTable conv_table{block_items, back_items, scratch_bytes, pack, unpack, count, list, forward, backward};
+const ConvTable conv_table{block_items, back_items, scratch_bytes, pack, unpack, count, forward, backward};
 
 }  // namespace SPIKING_NS

@@ -1,12 +1,10 @@
 // What the bindings hand to event_conv.cpp. A convolution with groups is seen as images·groups images of inputs/groups channels each,
 // called pictures here.
 //
-// Spikes travel twice: as bits, plane by plane in the order of [images, inputs, height·width], and as lists, picture by picture in the
-// order (column, row, channel), so that the spikes under one column of a kernel are neighbours whatever the row: an entry is
-// row·channels + channel, and starts [width·height + 1] says where the spikes of a pixel begin.
+// Spikes travel as masks, one bit for each input channel of a pixel.
 //
 // Weights lie in blocks of output channels (16·vectors_of, the last one cut to a multiple of 16 and filled with zeros):
-// [groups, block, phase, kernel row, input, tap, output], where the taps of a phase are those kernel columns that meet the same input
+// [groups, block, phase, input, kernel row, tap, output], where the taps of a phase are those kernel columns that meet the same input
 // columns under the stride, from right to left: a spike meets neighbouring outputs from left to right.
 #pragma once
 
@@ -16,16 +14,12 @@ struct ConvShape {
 
 struct ConvCall {
     ConvShape s;
-    const void* x;                 // [images, inputs, height, width]; null where bits say it all
+    const void* x;                 // [images, inputs, height, width]; null where every spike is 1 and masks say it all
     bool x_last, y_last;           // channels last in memory: x and grad_x, y and grad_y
+    bool ones;                     // every spike is exactly 1
     int dtype;                     // of x, y and their gradients: 0 float, 1 double, 2 bf16, 3 f16; sums and weights: double for double, else float
-    unsigned long long* bits;      // [images, inputs, words], words = (height·width + 63) / 64
-    unsigned int* starts;          // [pictures, width·height + 1]
-    long long* counts;             // [pictures]
+    unsigned int* masks;           // [pictures, pixels, chunks], chunks = (inputs / groups + 31) / 32
     long long limit;               // count: more spikes than this: stop
-    const long long* offsets;      // [pictures + 1]: where each picture's list begins
-    unsigned int* entries;
-    void* values;                  // of the entries; null where every spike is 1
     const void* weights;           // in blocks
     const void* bias;              // [outputs] or null
     void* y;                       // [images, outputs, out_height, out_width]
@@ -63,8 +57,7 @@ struct ConvTable {
     long long (*scratch_bytes)(const ConvCall&);    // for each thread
     bool (*pack)(const ConvWeights&);               // whether every weight is finite
     void (*unpack)(const ConvWeights&);
-    long long (*count)(const ConvCall&);            // fills bits, starts and counts; spikes·2 + (are all exactly 1), or -1 beyond the limit
-    void (*list)(const ConvCall&);                  // fills entries and values
+    long long (*count)(const ConvCall&);            // fills masks; spikes·2 + (are all exactly 1), or -1 beyond the limit
     void (*forward)(const ConvCall&);
     void (*backward)(const ConvCall&);
 };

@@ -24,21 +24,20 @@ ConvShape shape_of(const Shape& v) {
     return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]};
 }
 
-// flags: x_last, y_last, dtype, window, threads, teams.
+// flags: x_last, y_last, ones, dtype, window, threads, teams.
 ConvCall call_of(const Shape& shape, const std::vector<int>& flags) {
-    if (flags.size() != 6) throw std::invalid_argument("convolution: 6 flags expected");
+    if (flags.size() != 7) throw std::invalid_argument("convolution: 7 flags expected");
     ConvCall p{};
     p.s = shape_of(shape);
-    p.x_last = flags[0], p.y_last = flags[1], p.dtype = flags[2], p.window = flags[3], p.threads = flags[4], p.teams = flags[5];
+    p.x_last = flags[0], p.y_last = flags[1], p.ones = flags[2], p.dtype = flags[3];
+    p.window = flags[4], p.threads = flags[5], p.teams = flags[6];
     return p;
 }
 
-// spikes: x, bits, starts, counts, offsets, entries, values, scratch.
+// spikes: x, masks, scratch.
 void spikes_of(ConvCall& p, const Addresses& a) {
-    if (a.size() != 8) throw std::invalid_argument("convolution: 8 addresses of spikes expected");
-    p.x = pointer<const void>(a[0]), p.bits = pointer<unsigned long long>(a[1]), p.starts = pointer<unsigned int>(a[2]);
-    p.counts = pointer<long long>(a[3]), p.offsets = pointer<const long long>(a[4]), p.entries = pointer<unsigned int>(a[5]);
-    p.values = pointer<void>(a[6]), p.scratch = pointer<void>(a[7]);
+    if (a.size() != 3) throw std::invalid_argument("convolution: 3 addresses of spikes expected");
+    p.x = pointer<const void>(a[0]), p.masks = pointer<unsigned int>(a[1]), p.scratch = pointer<void>(a[2]);
 }
 
 std::pair<long long, long long> conv_items(const Shape& shape) {
@@ -82,14 +81,6 @@ long long conv_count(const Shape& shape, const std::vector<int>& flags, const Ad
     return table.count(p);
 }
 
-void conv_list(const Shape& shape, const std::vector<int>& flags, const Addresses& spikes) {
-    ConvCall p = call_of(shape, flags);
-    spikes_of(p, spikes);
-    const ConvTable& table = conv_table();
-    nb::gil_scoped_release release;
-    table.list(p);
-}
-
 // outputs: y, or pooled and moments.
 void conv_forward(const Shape& shape, const std::vector<int>& flags, const Addresses& spikes, uintptr_t weights, uintptr_t bias, uintptr_t y,
                   uintptr_t pooled, uintptr_t moments) {
@@ -124,7 +115,6 @@ void bind_event_conv(nb::module_& m) {
     m.def("conv_pack", &conv_pack);
     m.def("conv_unpack", &conv_unpack);
     m.def("conv_count", &conv_count);
-    m.def("conv_list", &conv_list);
     m.def("conv_forward", &conv_forward);
     m.def("conv_backward", &conv_backward);
 }
