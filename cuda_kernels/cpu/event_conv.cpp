@@ -89,7 +89,7 @@ SPIKING_FN i64 group_items(const ConvShape& s) {
     return rounded_up(outputs_of(s), LANES) * inputs_of(s) * s.kernel_y * s.kernel_x;
 }
 
-// Where the taps of a phase begin within a block, in units of its width; those of one input follow each other, row by row.
+// Where the taps of a phase begin within a block, in units of its width.
 SPIKING_FN i64 phase_at(const ConvShape& s, i64 phase) {
     i64 taps = 0;
     for (i64 r = 0; r < phase; ++r) taps += taps_of(s, r);
@@ -310,8 +310,8 @@ i64 count_all(const ConvCall& p) {
 
 template <class T>
 struct Scratch {
-    T *start, *sums, *buffer, *pooled, *grads, *grad_x, *values, *picked_values;
-    u32 *list, *picked, *place;
+    T *start, *sums, *buffer, *pooled, *grads, *grad_x, *entry_values, *values, *picked_values;
+    u32 *entries, *starts, *list, *picked, *place;
     i64* counts;
     i64 bytes;
 };
@@ -321,7 +321,15 @@ SPIKING_FN i64 grads_width(const ConvShape& s) {
     return left_of(s) + larger(s.out_width, (s.width - 1 + s.pad_x) / s.stride_x + 1);
 }
 SPIKING_FN i64 grad_x_width(const ConvShape& s) { return rounded_up(inputs_of(s), LANES); }
-SPIKING_FN i64 open_rows(const ConvShape& s) { return (s.kernel_y - 1) / s.stride_y + 1; }  // output rows that one input row reaches
+
+// Few spikes under a column of the kernel: each is better added to all sums that it reaches than listed for every sum.
+SPIKING_FN bool spreads(const ConvShape& s) { return inputs_of(s) * s.kernel_y <= 16; }
+
+// Output rows that are worked on together: of sums that stay in the caches, or one by one.
+constexpr i64 TILE_BYTES = 96 << 10;
+SPIKING_FN i64 tile_rows(const ConvShape& s, i64 item) {
+    return spreads(s) ? larger(1, smaller(s.out_height, TILE_BYTES / (s.out_width * widest_block(s) * item))) : s.out_height;
+}
 
 // The parts of a thread's scratch memory; with a null base only their size.
 template <class T>
@@ -329,7 +337,7 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
     const ConvShape& s = p.s;
     const i64 width = widest_block(s), pixels = pixels_of(s), row = larger(s.out_width, s.width) * larger(width, grad_x_width(s));
     const bool backward = p.grad_y || p.grad_pooled;
-    const i64 listed = backward ? pixels * inputs_of(s) : 0;
+    const i64 most = pixels * inputs_of(s), listed = backward ? most : 0;
     Scratch<T> parts{};
     i64 at = 0;
     const auto take = [&](i64 items, i64 size) {
@@ -337,10 +345,11 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
         at += rounded_up(items * size + 64, 64);
         return here;
     };
-    const i64 start = take(width, sizeof(T)), sums = take(open_rows(s) * s.out_width * width, sizeof(T)), buffer = take(row, sizeof(T));
+    const i64 start = take(width, sizeof(T)), sums = take((spreads(s) ? tile_rows(s, sizeof(T)) : 1) * s.out_width * width, sizeof(T)), buffer = take(row, sizeof(T));
     const i64 pooled = take(p.window ? (s.out_width / p.window + 1) * width : 0, sizeof(T));
     const i64 grads = take(backward ? s.out_height * grads_width(s) * width : 0, sizeof(T));
     const i64 grad_x = take(p.back_weights ? pixels * grad_x_width(s) : 0, sizeof(T));
+    const i64 entries = take(most + LIST_SLACK, sizeof(u32)), starts = take(pixels + 1, sizeof(u32)), entry_values = take(p.ones ? 0 : most, sizeof(T));
     const i64 values = take(p.ones ? 0 : listed, sizeof(T)), picked_values = take(backward ? pixels : 0, sizeof(T));
     const i64 list = take(listed, sizeof(u32)), picked = take(backward ? pixels : 0, sizeof(u32));
     const i64 place = take(backward ? 2 * pixels : 0, sizeof(u32)), counts = take(backward ? inputs_of(s) : 0, sizeof(i64));
@@ -350,126 +359,165 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
     const auto items = [&](i64 offset) { return reinterpret_cast<T*>(base + offset); };
     const auto numbers = [&](i64 offset) { return reinterpret_cast<u32*>(base + offset); };
     parts.start = items(start), parts.sums = items(sums), parts.buffer = items(buffer), parts.pooled = items(pooled);
-    parts.grads = items(grads), parts.grad_x = items(grad_x), parts.values = items(values), parts.picked_values = items(picked_values);
-    parts.list = numbers(list), parts.picked = numbers(picked), parts.place = numbers(place);
+    parts.grads = items(grads), parts.grad_x = items(grad_x), parts.entry_values = items(entry_values), parts.values = items(values), parts.picked_values = items(picked_values);
+    parts.entries = numbers(entries), parts.starts = numbers(starts), parts.list = numbers(list), parts.picked = numbers(picked), parts.place = numbers(place);
     parts.counts = reinterpret_cast<i64*>(base + counts);
     return parts;
 }
 
-constexpr i64 AT_ONCE = 4;         // spikes of a pixel that share one pass over the sums
-constexpr i64 MOST_ROWS = 16;      // kernel rows whose sums one pass visits
-
-template <class T>
-struct Targets {                   // the sums that the spikes of one pixel reach: n rows of `vectors`, and their weights' offsets
-    T* rows[MOST_ROWS];
-    i64 steps[MOST_ROWS];
-    i64 n;
-};
-
-// rows[r][at …] += Σ over N spikes of value · weights[i][steps[r] …]
-template <class T, int N, bool ones>
-SPIKING_ROW void spread(const T* const* weights, const T* values, const Targets<T>& to, i64 at, i64 step, i64 vectors) {
-    for (i64 r = 0; r < to.n; ++r) {
-        T* __restrict sums = to.rows[r] + at;
-        const i64 from = to.steps[r] + step;
-#pragma GCC unroll 4
-        for (i64 m = 0; m < vectors * LANES; m += LANES) {
-            Vector<T> sum = load(sums + m);
-#pragma GCC unroll 4
-            for (int i = 0; i < N; ++i) {
-                if constexpr (ones) sum += load(weights[i] + from + m);
-                else sum += load(weights[i] + from + m) * values[i];
-            }
-            store(sums + m, sum);
-        }
-    }
+// Appends base + k for every bit k of a mask of `channels` (at most 32); returns where the next entry goes. Without branches, since
+// nobody can predict how many spikes a pixel has.
+SPIKING_FN u32* append_mask(u32 mask, i64 channels, u32 base, u32* out) {
+#if defined(__AVX512F__)
+    const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(int(base)));
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(mask), index));
+    out += __builtin_popcount(mask & 0xffffu);
+    if (channels <= 16) return out;
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(mask >> 16), _mm512_add_epi32(index, _mm512_set1_epi32(16))));
+    return out + __builtin_popcount(mask >> 16);
+#else
+    (void)channels;
+    return append_word(u64(mask), base, out);
+#endif
 }
 
-template <class T, bool ones>
-SPIKING_FN void spread_some(i64 n, const T* const* weights, const T* values, const Targets<T>& to, i64 at, i64 step, i64 vectors) {
-    if (n == 1) spread<T, 1, ones>(weights, values, to, at, step, vectors);
-    else if (n == 2) spread<T, 2, ones>(weights, values, to, at, step, vectors);
-    else if (n == 3) spread<T, 3, ones>(weights, values, to, at, step, vectors);
-    else spread<T, 4, ones>(weights, values, to, at, step, vectors);
-}
-
-// The spikes of input row y, on the way to the output rows of `to` (whose steps count kernel rows here).
-template <class IO, class T, bool ones>
-void spread_row(const ConvCall& p, Picture at, const u32* masks, const IO* x, const T* block_weights, i64 width, i64 y, const Targets<T>& to) {
+// The spikes of input rows [top, bottom) in the order (column, row, channel): entries (row - top)·channels + channel, with their values,
+// and where each pixel's begin, starts [width·rows + 1]. The sums below follow this order, whatever the tile.
+template <class IO, class T>
+void list_columns(const ConvCall& p, i64 picture, i64 top, i64 bottom, const Scratch<T>& own) {
     const ConvShape& s = p.s;
-    const i64 chunks = chunks_of(s), vectors = width / LANES, pixel_items = pixel_step(p), channel_items = channel_step(p);
-    (void)at;
-    Targets<T> reached = to;
-    i64 phase = s.pad_x % s.stride_x, q = s.pad_x / s.stride_x, known = -1;
-    const T* weights = block_weights;
-    i64 taps = 0;
-    const u32* mask = masks + y * s.width * chunks;
-    for (i64 column = 0; column < s.width; ++column, mask += chunks) {
-        if (phase != known) {
-            known = phase, taps = taps_of(s, phase), weights = block_weights + phase_at(s, phase) * width;
-            for (i64 r = 0; r < to.n; ++r) reached.steps[r] = to.steps[r] * taps * width;
-        }
-        const i64 last = smaller(taps - 1, q), first = larger(0, q - s.out_width + 1);
-        if (first <= last) {
-            const T* from[AT_ONCE];
-            T values[AT_ONCE];
-            i64 n = 0;
-            const i64 target = (q - last) * width, step = (taps - 1 - last) * width, reach = (last - first + 1) * vectors;
+    const i64 channels = inputs_of(s), chunks = chunks_of(s);
+    const u32* masks = p.masks + picture * pixels_of(s) * chunks;
+    const IO* x = p.ones ? nullptr : pixels_at<IO>(p, picture_of(s, picture));
+    u32* out = own.entries;
+    u32* start = own.starts;
+    for (i64 column = 0; column < s.width; ++column)
+        for (i64 y = top; y < bottom; ++y) {
+            u32* const first = out;
+            *start++ = u32(first - own.entries);
+            const i64 pixel = y * s.width + column, base = (y - top) * channels;
             for (i64 chunk = 0; chunk < chunks; ++chunk)
-                for (u32 left = mask[chunk]; left; left &= left - 1) {
-                    const i64 channel = 32 * chunk + __builtin_ctz(left);
-                    from[n] = weights + channel * s.kernel_y * taps * width;
-                    if constexpr (!ones) values[n] = widen(x[(y * s.width + column) * pixel_items + channel * channel_items]);
-                    if (++n == AT_ONCE) {
-                        spread<T, AT_ONCE, ones>(from, values, reached, target, step, reach);
-                        n = 0;
-                    }
-                }
-            if (n) spread_some<T, ones>(n, from, values, reached, target, step, reach);
+                out = append_mask(masks[pixel * chunks + chunk], channels - 32 * chunk, u32(base + 32 * chunk), out);
+            if (!x) continue;
+            T* value = own.entry_values + (first - own.entries);
+            for (const u32* entry = first; entry < out; ++entry)
+                *value++ = widen(x[pixel * pixel_step(p) + (i64(*entry) - base) * channel_step(p)]);
         }
+    *start = u32(out - own.entries);
+}
+
+// How the columns of the input meet the columns of the output: taps [first, last] of the phase reach outputs from `output` on.
+struct Reach { i64 phase, taps, first, last, output; };
+
+template <class Body>
+SPIKING_FN void over_columns(const ConvShape& s, const Body& body) {
+    i64 phase = s.pad_x % s.stride_x, q = s.pad_x / s.stride_x;
+    for (i64 column = 0; column < s.width; ++column) {
+        const i64 taps = taps_of(s, phase), last = smaller(taps - 1, q), first = larger(0, q - s.out_width + 1);
+        if (first <= last) body(column, Reach{phase, taps, first, last, q - last});
         if (++phase == s.stride_x) phase = 0, ++q;
     }
 }
 
-// The output rows [first, stop) of one picture and block: finish(row, sums [out_width, block.width]) as each is complete, in order.
+// One output row from the lists of input rows that begin at `top`.
+template <class T>
+void gather_row(const ConvShape& s, const T* weights, i64 width, const Gathers<T>& gathers, const Scratch<T>& own, bool ones, i64 row, i64 top,
+                i64 bottom, T* sums) {
+    const i64 vectors = width / LANES, listed = bottom - top, above = row * s.stride_y - s.pad_y;
+    const i64 low = larger(top, above), high = smaller(bottom, above + s.kernel_y);
+    if (high <= low) return;
+    // An entry counts from `top`, its weight from `above`.
+    over_columns(s, [&](i64 column, const Reach& reach) {
+        const u32 begin = own.starts[column * listed + low - top], end = own.starts[column * listed + high - top];
+        if (begin < end)
+            gathers((reach.last - reach.first + 1) * vectors, own.entries + begin, ones ? nullptr : own.entry_values + begin, end - begin,
+                    (above - top) * inputs_of(s), weights + (phase_at(s, reach.phase) + reach.taps - 1 - reach.last) * width, reach.taps * width,
+                    sums + reach.output * width);
+    });
+}
+
+// sums [rows, …] += value · weights [kernel row, …]: M vectors of each of n rows, downwards in the sums and upwards in the weights.
+template <class T, int M, bool ones>
+SPIKING_ROW void spread(const T* weights, i64 weights_step, T value, i64 n, T* sums, i64 sums_step) {
+    for (i64 r = 0; r < n; ++r, weights += weights_step, sums += sums_step)
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+            if constexpr (ones) store(sums + m * LANES, load(sums + m * LANES) + load(weights + m * LANES));
+            else store(sums + m * LANES, load(sums + m * LANES) + load(weights + m * LANES) * value);
+        }
+}
+
+template <class T> using Spread = void (*)(const T*, i64, T, i64, T*, i64);
+constexpr i64 MOST_VECTORS = 12;   // that one pass spreads
+
+template <class T, bool ones, int M = MOST_VECTORS>
+Spread<T> spread_of(i64 vectors) {
+    if constexpr (M == 1) return spread<T, 1, ones>;
+    else return vectors == M ? spread<T, M, ones> : spread_of<T, ones, M - 1>(vectors);
+}
+
+// All spikes of a list on the sums of output rows [first, stop).
+template <class T, bool ones>
+void spread_tile(const ConvShape& s, const T* weights, i64 width, const Scratch<T>& own, i64 first, i64 stop, i64 top, i64 bottom) {
+    const i64 channels = inputs_of(s), vectors = width / LANES, listed = bottom - top, row_items = s.out_width * width;
+    over_columns(s, [&](i64 column, const Reach& reach) {
+        const i64 reached = (reach.last - reach.first + 1) * vectors, step = reach.taps * width;
+        const T* from = weights + (phase_at(s, reach.phase) + reach.taps - 1 - reach.last) * width;
+        Spread<T> of[2] = {spread_of<T, ones>(smaller(reached, MOST_VECTORS)), nullptr};
+        if (reached > MOST_VECTORS) of[1] = spread_of<T, ones>((reached - 1) % MOST_VECTORS + 1);
+        const u32 end = own.starts[(column + 1) * listed];
+        for (u32 i = own.starts[column * listed]; i < end; ++i) {
+            const i64 entry = own.entries[i], y = top + entry / channels, channel = entry % channels;
+            const T value = ones ? T(1) : own.entry_values[i];
+            // Kernel rows that meet output rows: those of the stride's phase, from the last output row upwards.
+            const i64 down = y + s.pad_y, lowest = smaller(stop - 1, down / s.stride_y);
+            const i64 highest = larger(first, down - s.kernel_y + 1 <= 0 ? 0 : (down - s.kernel_y + s.stride_y) / s.stride_y);
+            if (highest > lowest) continue;
+            const i64 ky = down - lowest * s.stride_y;
+            const T* at = from + (ky * channels + channel) * step;
+            T* sums = own.sums + (lowest - first) * row_items + reach.output * width;
+            for (i64 m = 0; m < reached; m += MOST_VECTORS)
+                of[reached - m > MOST_VECTORS ? 0 : reached > MOST_VECTORS ? 1 : 0](at + m * LANES, s.stride_y * channels * step, value, lowest - highest + 1,
+                                                                                  sums + m * LANES, -row_items);
+        }
+    });
+}
+
+// The output rows [first, stop) of one picture and block: finish(row, sums [out_width, block.width]) in order.
 template <class IO, class T, class Finish>
-void conv_rows(const ConvCall& p, i64 picture, const Block& block, const Scratch<T>& own, i64 first, i64 stop, const Finish& finish) {
+void conv_rows(const ConvCall& p, i64 picture, const Block& block, const Gathers<T>& gathers, const Scratch<T>& own, i64 first, i64 stop,
+               const Finish& finish) {
     const ConvShape& s = p.s;
     const Picture at = picture_of(s, picture);
-    const i64 width = block.width, row_items = s.out_width * width, open = open_rows(s);
-    const u32* masks = p.masks + picture * pixels_of(s) * chunks_of(s);
+    const i64 width = block.width, row_items = s.out_width * width;
     const T* weights = static_cast<const T*>(p.weights) + at.group * group_items(s) + block.at;
-    const IO* x = p.ones ? nullptr : pixels_at<IO>(p, at);
     for (i64 c = 0; c < width; ++c) own.start[c] = T(0);
     if (p.bias)
         __builtin_memcpy(own.start, static_cast<const T*>(p.bias) + at.group * outputs_of(s) + block.first, u64(block.used) * sizeof(T));
-    i64 y = larger(0, first * s.stride_y - s.pad_y), ready = first;
-    const auto prepare = [&] {
-        T* sums = own.sums + ready++ % open * row_items;
-        for (i64 k = 0; k < s.out_width; ++k)
-            for (i64 c = 0; c < width; c += LANES) store(sums + k * width + c, load(own.start + c));
-    };
-    for (i64 row = first; row < stop; ++row) {
-        const i64 bottom = smaller(s.height - 1, row * s.stride_y - s.pad_y + s.kernel_y - 1);
-        for (; y <= bottom; ++y) {
-            while (ready < stop && ready * s.stride_y - s.pad_y <= y) prepare();
-            Targets<T> to;
-            to.n = 0;
-            const auto go = [&] {
-                if (p.ones) spread_row<IO, T, true>(p, at, masks, x, weights, width, y, to);
-                else spread_row<IO, T, false>(p, at, masks, x, weights, width, y, to);
-                to.n = 0;
-            };
-            for (i64 ky = 0; ky < s.kernel_y; ++ky) {
-                const i64 down = y + s.pad_y - ky, target = down / s.stride_y;
-                if (down < 0 || down % s.stride_y || target < first || target >= stop) continue;
-                to.rows[to.n] = own.sums + target % open * row_items, to.steps[to.n] = ky;
-                if (++to.n == MOST_ROWS) go();
-            }
-            if (to.n) go();
+    const auto prepare = [&](i64 pixels) {
+        for (i64 c = 0; c < width; c += LANES) {
+            const Vector<T> start = load(own.start + c);
+            for (i64 k = 0; k < pixels; ++k) store(own.sums + k * width + c, start);
         }
-        while (ready <= row) prepare();
-        finish(row, own.sums + row % open * row_items);
+    };
+    const i64 step = tile_rows(s, sizeof(T));
+    for (i64 tile = first; tile < stop; tile += step) {
+        const i64 end = smaller(stop, tile + step);
+        const i64 top = smaller(s.height, larger(0, tile * s.stride_y - s.pad_y));
+        const i64 bottom = larger(top, smaller(s.height, (end - 1) * s.stride_y - s.pad_y + s.kernel_y));
+        list_columns<IO>(p, picture, top, bottom, own);
+        if (spreads(s)) {
+            prepare((end - tile) * s.out_width);
+            if (p.ones) spread_tile<T, true>(s, weights, width, own, tile, end, top, bottom);
+            else spread_tile<T, false>(s, weights, width, own, tile, end, top, bottom);
+            for (i64 row = tile; row < end; ++row) finish(row, own.sums + (row - tile) * row_items);
+        } else {
+            for (i64 row = tile; row < end; ++row) {
+                prepare(s.out_width);
+                gather_row(s, weights, width, gathers, own, p.ones, row, top, bottom, own.sums);
+                finish(row, own.sums);
+            }
+        }
     }
 }
 
@@ -480,13 +528,14 @@ void forward_rows(const ConvCall& p) {
     const i64 pictures = pictures_of(s), blocks = blocks_of(s);
     // Blocks outermost: their weights stay in the caches while all pictures pass. Few pictures are cut into strips of rows.
     const i64 strips = larger(1, smaller(s.out_height, p.threads > 1 ? 4 * p.threads / (pictures * blocks) : 1));
+    const Gathers<T> gathers(p.ones);
     shared_out(blocks * pictures * strips, p.threads, [&](i64 unit, int thread) {
         const i64 strip = unit % strips, picture = unit / strips % pictures;
         const Block block = block_of(s, unit / strips / pictures);
         const Scratch<T> own = scratch_of<T>(p, thread);
         const Picture at = picture_of(s, picture);
         const i64 channel = at.group * outputs_of(s) + block.first;
-        conv_rows<IO>(p, picture, block, own, s.out_height * strip / strips, s.out_height * (strip + 1) / strips, [&](i64 row, T* sums) {
+        conv_rows<IO>(p, picture, block, gathers, own, s.out_height * strip / strips, s.out_height * (strip + 1) / strips, [&](i64 row, T* sums) {
             store_pixels<IO>(sums, s.out_width, block.width, block.used, p.y, p.y_last, at.image, s.outputs, channel, s.out_height, row,
                              own.buffer);
         });
@@ -496,13 +545,19 @@ void forward_rows(const ConvCall& p) {
 template <class T>
 void add_moments(const T* sums, i64 n, i64 width, i64 used, double* sum, double* square) {
     for (i64 c = 0; c < width; c += LANES) {
-        Vector<T> total = {}, squares = {};
-        for (i64 x = 0; x < n; ++x) {
+        Vector<T> total[4] = {}, squares[4] = {};    // apart, so that no addition waits for the one before
+        i64 x = 0;
+        for (; x + 4 <= n; x += 4)
+            for (int k = 0; k < 4; ++k) {
+                const Vector<T> v = load(sums + (x + k) * width + c);
+                total[k] += v, squares[k] += v * v;
+            }
+        for (; x < n; ++x) {
             const Vector<T> v = load(sums + x * width + c);
-            total += v;
-            squares += v * v;
+            total[0] += v, squares[0] += v * v;
         }
-        for (i64 k = c; k < smaller(used, c + LANES); ++k) sum[k] += double(total[k - c]), square[k] += double(squares[k - c]);
+        total[0] = (total[0] + total[1]) + (total[2] + total[3]), squares[0] = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+        for (i64 k = c; k < smaller(used, c + LANES); ++k) sum[k] += double(total[0][k - c]), square[k] += double(squares[0][k - c]);
     }
 }
 
@@ -523,6 +578,7 @@ void forward_pooled(const ConvCall& p) {
     const ConvShape& s = p.s;
     const i64 pictures = pictures_of(s), rows = s.out_height / p.window, columns = s.out_width / p.window;
     const T share = T(1) / T(p.window * p.window);
+    const Gathers<T> gathers(p.ones);
     shared_out(blocks_of(s) * pictures, p.threads, [&](i64 unit, int thread) {
         const Block block = block_of(s, unit / pictures);
         const i64 picture = unit % pictures;
@@ -530,7 +586,7 @@ void forward_pooled(const ConvCall& p) {
         const Picture at = picture_of(s, picture);
         const i64 channel = at.group * outputs_of(s) + block.first;
         double* moments = p.moments + i64(thread) * 2 * s.outputs + channel;
-        conv_rows<IO>(p, picture, block, own, 0, s.out_height, [&](i64 row, T* sums) {
+        conv_rows<IO>(p, picture, block, gathers, own, 0, s.out_height, [&](i64 row, T* sums) {
             add_moments(sums, s.out_width, block.width, block.used, moments, moments + s.outputs);
             const i64 within = row % p.window;
             if (row / p.window >= rows) return;
@@ -549,7 +605,7 @@ void forward_pooled(const ConvCall& p) {
 
 // The gradient of one picture and block as pixels [out_height, grads_width, block.width], zeros on both sides of each row.
 template <class IO, class T>
-void load_grads(const ConvCall& p, i64 picture, const Block& block, const Scratch<T>& own) {
+void load_grads(const ConvCall& p, i64 picture, const Block& block, const Gathers<T>& gathers, const Scratch<T>& own) {
     const ConvShape& s = p.s;
     const Picture at = picture_of(s, picture);
     const i64 channel = at.group * outputs_of(s) + block.first, left = left_of(s), total = grads_width(s), width = block.width;
@@ -565,7 +621,7 @@ void load_grads(const ConvCall& p, i64 picture, const Block& block, const Scratc
     // dL/dy = dL/dsum + 2·y·dL/dsquare + dL/dpooled / window²
     const i64 rows = s.out_height / p.window, columns = s.out_width / p.window;
     const T share = T(1) / T(p.window * p.window);
-    conv_rows<IO>(p, picture, block, own, 0, s.out_height, [&](i64 row, const T* y) {
+    conv_rows<IO>(p, picture, block, gathers, own, 0, s.out_height, [&](i64 row, const T* y) {
         T* to = own.grads + (row * total + left) * width;
         for (i64 c = 0; c < width; c += LANES) {
             Vector<T> constant = {}, slope = {};
@@ -653,7 +709,7 @@ void add_weight_grads(const ConvCall& p, const Block& block, i64 channel, const 
                 while (high < m && i64(own.picked[high]) < (s.out_height + up) * row_items) ++high;
                 if (low < high)
                     gathers(taps * vectors, own.picked + low, p.ones ? nullptr : values + low, high - low, up * row_items, own.grads, width,
-                            grad + (channel * s.kernel_y + ky) * taps * width);
+                            grad + (ky * inputs_of(s) + channel) * taps * width);
             }
         }
 }
@@ -754,7 +810,7 @@ void backward_share(const ConvCall& p, i64 team, i64 member, i64 members, int th
         if (p.grad_weights) list_spikes<IO>(p, picture, own, first_channel, last_channel);
         for (i64 b = 0; b < blocks; ++b) {
             const Block block = block_of(s, b);
-            load_grads<IO>(p, picture, block, own);
+            load_grads<IO>(p, picture, block, gathers, own);
             if (p.grad_bias && member == 0) {
                 T* to = static_cast<T*>(p.grad_bias) + team * s.outputs + at.group * outputs_of(s) + block.first;
                 for (i64 pixel = 0; pixel < s.out_height * grads_width(s); ++pixel)
@@ -806,7 +862,7 @@ void over_weights(const ConvShape& s, const Body& body) {
                 const i64 phase = kx % s.stride_x, taps = taps_of(s, phase), j = taps - 1 - kx / s.stride_x, at = phase_at(s, phase);
                 for (i64 ky = 0; ky < s.kernel_y; ++ky)
                     for (i64 c = 0; c < channels; ++c) {
-                        const i64 to = group * group_items(s) + block.at + (at + (c * s.kernel_y + ky) * taps + j) * block.width;
+                        const i64 to = group * group_items(s) + block.at + (at + (ky * channels + c) * taps + j) * block.width;
                         for (i64 k = 0; k < block.used; ++k)
                             body(to + k, (((group * outputs + block.first + k) * channels + c) * s.kernel_y + ky) * s.kernel_x + kx);
                     }

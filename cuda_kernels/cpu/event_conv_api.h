@@ -4,7 +4,7 @@
 // Spikes travel as masks, one bit for each input channel of a pixel.
 //
 // Weights lie in blocks of output channels (16·vectors_of, the last one cut to a multiple of 16 and filled with zeros):
-// [groups, block, phase, input, kernel row, tap, output], where the taps of a phase are those kernel columns that meet the same input
+// [groups, block, phase, kernel row, input, tap, output], where the taps of a phase are those kernel columns that meet the same input
 // columns under the stride, from right to left: a spike meets neighbouring outputs from left to right.
 #pragma once
 
