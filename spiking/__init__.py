@@ -11,6 +11,7 @@ from types import ModuleType
 
 from . import encode, functional, loss, surrogate
 from .errors import SpikingError
+from .explain import explain
 from .functional import event_driven
 from .layer import (
     AvgPool2d,
@@ -53,6 +54,7 @@ __all__ = [
     "__version__",
     "encode",
     "event_driven",
+    "explain",
     "functional",
     "loss",
     "record",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
 
-from spiking.cuda_kernels import event_linear_ops
+from spiking.cuda_kernels import cost, event_linear_ops
 from spiking.cuda_kernels.pool_ops import pool_moments
 from spiking.errors import SpikingError
 
@@ -73,6 +73,10 @@ class Linear(nn.Linear):
         if not input.is_floating_point():
             input = input.to(self.weight.dtype)
         return event_linear_ops.linear(input, self.weight, self.bias)
+
+    def event_choice(self, input: Tensor) -> cost.Choice:
+        """Dense or event-driven, and the predicted seconds of both, for this input in evaluation."""
+        return event_linear_ops.choice(input, self.weight)
 
 
 class Conv2d(nn.Conv2d):
