@@ -24,9 +24,10 @@ from torch.nn import functional as tf
 from spiking.errors import SpikingError
 
 from . import backend, cost, driven, memory
+from .cuda import event as cuda_event
 from .ops import _library as library
 
-__all__ = ["choice", "event_linear", "linear", "release"]
+__all__ = ["choice", "event_linear", "linear", "linear_neurons", "release"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _NO_LIMIT = 1 << 62
@@ -62,7 +63,8 @@ def _panels_of(module: Any, weight: Tensor) -> _Panels:
     if not _keeps(weight):
         return _Panels(weight, (), None)
     key, address, strides = id(weight), weight.data_ptr(), weight.stride()
-    sample = module.event_sample(address, weight.numel() * weight.dtype.itemsize)
+    # Memory of a device is not looked at: the host would have to wait for it.
+    sample = 0 if module is None else module.event_sample(address, weight.numel() * weight.dtype.itemsize)
     mark = (weight._version, address, strides, sample)
     known = _known.get(key)
     if known is None or known.mark != mark or known.of() is not weight:
@@ -82,8 +84,16 @@ def _forget(key: int, dead: Any) -> None:
 
 
 def _packed(module: Any, entry: _Panels, weight: Tensor) -> Tensor | None:
-    """The panels of a weight, made now if need be; None where it holds infinity or NaN, which reach a result even through zeros."""
-    if entry.panels is None and entry.finite:
+    """The panels of a weight, made now if need be; None where it holds infinity or NaN, which reach a result even through zeros.
+
+    Without a module the weight is a CUDA device's, and its panels are those of cuda/event.py.
+    """
+    if entry.panels is None and entry.finite and module is None:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return None  # nothing may wait now; a call before the capture makes them
+        entry.finite = bool(torch.isfinite(weight).all())
+        entry.panels = cuda_event.transposed(weight) if entry.finite else None
+    elif entry.panels is None and entry.finite:
         outputs, inputs = weight.shape
         panels = _panels_like(weight, inputs, outputs)
         entry.finite = module.event_panels(
@@ -321,6 +331,9 @@ torch.library.register_autograd("spiking::event_weight_grad", _grad_backward, se
 
 def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x·Wᵀ + b from the non-zeros of x, whatever their number; see `functional.event_linear`."""
+    if cuda_event.here(x) and not torch.compiler.is_compiling():
+        y = _on_cuda(x, weight, bias, True)
+        return tf.linear(x, weight, bias) if y is None else y
     if not torch.compiler.is_compiling() and _plain(x):
         module = _compiled_for(x, weight)
         if module is not None and not _learns(x, weight, bias):
@@ -338,6 +351,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.ops.spiking.event_linear(x, weight, bias, None, False, False)
     mode = driven.mode()
+    if cuda_event.here(x):
+        y = None if mode == "never" else _on_cuda(x, weight, bias, mode == "always")
+        return tf.linear(x, weight, bias) if y is None else y
     if mode == "always" and not torch.is_autocast_enabled(x.device.type):
         return event_linear(x, weight, bias)
     module = _compiled_for(x, weight) if mode != "never" and _plain(x) else None
@@ -356,6 +372,45 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if found >= 0:
             return torch.ops.spiking.event_linear(x, weight, bias, bits, bool(found & 1), True)
     return tf.linear(x, weight, bias)
+
+
+def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
+    """y by the event-driven CUDA kernel; None where the dense product is taken (cuda/event.py says why)."""
+    learns = _learns(x, weight, bias)
+    if not _plain(x) or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None:
+        return None
+    panels = _packed(None, _panels_of(None, weight), weight)
+    return None if panels is None else cuda_event.linear(x, panels, bias, weight.shape[0])
+
+
+def linear_neurons(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    params: Tensor | None,
+    inner: int,
+    rule: list[int],
+    numbers: list[float],
+) -> tuple[Tensor, Tensor] | None:
+    """A linear layer and the neurons after it in one kernel: x [T, B, in] -> (spikes [T, B, out], last state); None where there is none.
+
+    `params`, `inner`, `rule` and `numbers` are those of `ops.integrate`.
+    """
+    mode = driven.mode()
+    if mode == "never" or not cuda_event.here(x) or not _plain(x):
+        return None
+    if any(t is not None and t.device != x.device for t in (bias, state, params)):
+        return None
+    learns = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias, state, params)
+    )
+    if cuda_event.why_dense(x, weight, learns=learns, always=mode == "always", neurons=True) is not None:
+        return None
+    panels = _packed(None, _panels_of(None, weight), weight)
+    if panels is None:
+        return None
+    return cuda_event.neurons(x, panels, bias, weight.shape[0], state, params, inner, rule, numbers)
 
 
 def _learns(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from spiking.cuda_kernels import backend
+from spiking.cuda_kernels.cuda import event as cuda_event
 
 from .errors import SpikingError
 from .functional import event_driven
 
 __all__ = ["Explained", "explain"]
 
+NOT_FINITE = "a weight is infinite or NaN, which reaches results even through zeros"
+
 
 @dataclass(frozen=True)
 class Explained:
-    """One layer that can choose: share of its inputs that are not zero, the choice and its reason, seconds predicted and measured."""
+    """One layer that can choose: share of its inputs that are not zero, the choice and its reason, seconds predicted and measured.
+
+    On CUDA the shape decides and nothing is predicted: those two are NaN.
+    """
 
     name: str
     layer: str
@@ -76,6 +83,8 @@ def explain(model: nn.Module, x: Tensor, *, show: bool = True) -> list[Explained
 
 
 def _explained(name: str, layer: Any, x: Tensor) -> Explained:
+    if cuda_event.here(x):
+        return _on_cuda(name, layer, x)
     predicted = layer.event_choice(x)
     reason = _why_not(layer, x)
     event = predicted.event and reason is None
@@ -86,6 +95,24 @@ def _explained(name: str, layer: Any, x: Tensor) -> Explained:
             if event or predicted.event_s > predicted.dense_s
             else ", not enough to pay for packing the weights and for errors of the prediction"
         )
+    return _row(name, layer, x, event, reason, predicted.event_s, predicted.dense_s)
+
+
+def _on_cuda(name: str, layer: Any, x: Tensor) -> Explained:
+    """There the shape decides; spikes are not counted and no time is predicted."""
+    if isinstance(layer, nn.Linear):
+        reason = cuda_event.why_dense(x.to(layer.weight.dtype), layer.weight, learns=False)
+    else:
+        reason = "convolutions are dense on CUDA (cuDNN)"
+    if reason is None and not bool(layer.weight.isfinite().all()):
+        reason = NOT_FINITE
+    said = reason or f"at most {cuda_event.MOST_ROWS} rows share the weights"
+    return _row(name, layer, x, reason is None, said, math.nan, math.nan)
+
+
+def _row(
+    name: str, layer: Any, x: Tensor, event: bool, reason: str, event_predicted_s: float, dense_predicted_s: float
+) -> Explained:
     seconds = {}
     for mode in ("always", "never"):
         with event_driven(mode):  # type: ignore[arg-type]
@@ -96,8 +123,8 @@ def _explained(name: str, layer: Any, x: Tensor) -> Explained:
         int(x.count_nonzero()) / max(1, x.numel()),
         "event-driven" if event else "dense",
         reason,
-        predicted.event_s,
-        predicted.dense_s,
+        event_predicted_s,
+        dense_predicted_s,
         seconds["always"],
         seconds["never"],
     )
@@ -105,13 +132,13 @@ def _explained(name: str, layer: Any, x: Tensor) -> Explained:
 
 def _why_not(layer: Any, x: Tensor) -> str | None:
     if x.device.type != "cpu":
-        return f"the event-driven kernels run on CPUs; the input is on {x.device.type}"
+        return f"the event-driven kernels run on CPUs and CUDA devices; the input is on {x.device.type}"
     if backend.choose(x.device).name != "cpu":
         return backend.choose(x.device).not_used["cpu"]
     if layer.weight.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"there is no event-driven kernel for {layer.weight.dtype}"
     if not bool(layer.weight.isfinite().all()):
-        return "a weight is infinite or NaN, which reaches results even through zeros"
+        return NOT_FINITE
     return None
 
 
@@ -119,10 +146,17 @@ def _seconds(call: Callable[[], Any], repeats: int = 5) -> float:
     call()
     seconds = []
     for _ in range(repeats):
+        _wait()
         start = time.perf_counter()
         call()
+        _wait()
         seconds.append(time.perf_counter() - start)
     return sorted(seconds)[repeats // 2]
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def table(rows: list[Explained]) -> str:
@@ -130,8 +164,12 @@ def table(rows: list[Explained]) -> str:
     head = ("layer", "density", "choice", "event ms (pred.)", "dense ms (pred.)", "reason")
     lines = [head]
     for row in rows:
-        event = f"{row.event_s * 1e3:.3g} ({row.event_predicted_s * 1e3:.3g})"
-        dense = f"{row.dense_s * 1e3:.3g} ({row.dense_predicted_s * 1e3:.3g})"
+        event = _both(row.event_s, row.event_predicted_s)
+        dense = _both(row.dense_s, row.dense_predicted_s)
         lines.append((f"{row.name} {row.layer}", f"{100 * row.density:.2f} %", row.choice, event, dense, row.reason))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
     return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(line, widths)), line[-1]]) for line in lines)
+
+
+def _both(measured: float, predicted: float) -> str:
+    return f"{measured * 1e3:.3g}" + ("" if math.isnan(predicted) else f" ({predicted * 1e3:.3g})")
