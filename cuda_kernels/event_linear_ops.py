@@ -58,14 +58,14 @@ class _Panels:
 _known: dict[int, _Panels] = {}
 
 
-def _panels_of(module: Any, weight: Tensor) -> _Panels:
-    """The entry of a weight as it is now; its panels may still have to be made."""
+def _panels_of(module: Any, weight: Tensor, layout: Any = None) -> _Panels:
+    """The entry of a weight as it is now; its panels may still have to be made. `layout`: what else they depend on."""
     if not _keeps(weight):
         return _Panels(weight, (), None)
     key, address, strides = id(weight), weight.data_ptr(), weight.stride()
     # Memory of a device is not looked at: the host would have to wait for it.
     sample = 0 if module is None else module.event_sample(address, weight.numel() * weight.dtype.itemsize)
-    mark = (weight._version, address, strides, sample)
+    mark = (weight._version, address, strides, sample, layout)
     known = _known.get(key)
     if known is None or known.mark != mark or known.of() is not weight:
         known = _known[key] = _Panels(weight, mark, lambda dead: _forget(key, dead))
