@@ -58,6 +58,13 @@ class Compiled:
 
     def prepare(self) -> Prepared:
         """Fold the weights as they are now."""
+        for leaf in self.leaves:
+            for tensor in leaf.layer.parameters():
+                if not bool(tensor.isfinite().all()):
+                    raise SpikingError(
+                        f'layer "{leaf.name}": got weights that are not finite; expected numbers, since silent inputs are skipped. '
+                        "Run the model itself."
+                    )
         layout, state, stages, rests = Layout.plain(self.in_shape), 0, [], []
         for group in self.groups:
             stage = _stages.fold(group, layout, self.dtype, state)

@@ -113,7 +113,7 @@ class EventNetwork(nn.Module):
         self.readout = readout
         names = {id(module): name for name, module in model.named_modules()}
         found = list(_leaves(modules, names))
-        self._example = example[:1, :1].detach().clone()
+        self._example = example[:2, :2].detach().clone()
         self._build(found)
 
     # --- making ---------------------------------------------------------------------------------------------------------------------
@@ -508,7 +508,7 @@ def _why_nothing_compiles(model: nn.Module, dtype: torch.dtype) -> str:
 
 
 def _with_shapes(found: list[tuple[str, Any]], example: Tensor, whole: str) -> tuple[list[Leaf], tuple[int, ...]]:
-    """Leaves with their roles and shapes, and the shape of the output, from a run of the layers on one step of one row."""
+    """Leaves with their roles and shapes, and the shape of the output, from a run of the layers on a corner of the example."""
     leaves = []
     devices = {t.device for _, layer in found for t in (*layer.parameters(), *layer.buffers())}
     dtypes = [t.dtype for _, layer in found for t in layer.parameters()]
@@ -519,7 +519,7 @@ def _with_shapes(found: list[tuple[str, Any]], example: Tensor, whole: str) -> t
         try:
             with torch.no_grad():
                 x = copy.deepcopy(layer).eval()(x)
-        except (SpikingError, RuntimeError) as err:
+        except (SpikingError, RuntimeError, ValueError) as err:
             raise SpikingError(f'compile_events: layer "{name}": {err}') from err
     return leaves, tuple(x.shape[2:])
 

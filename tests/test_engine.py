@@ -51,7 +51,7 @@ def lively(model):
     """Weights large enough that neurons fire, statistics as after training, evaluation."""
     for m in model.modules():
         if isinstance(m, (nn.Linear, nn.Conv2d)):
-            nn.init.normal_(m.weight, 0.1, 1.2 * m.weight[0].numel() ** -0.5 + 0.2)
+            nn.init.normal_(m.weight, 0.3 / m.weight[0].numel(), 1.5 * m.weight[0].numel() ** -0.5)
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None:
             m.running_mean.normal_(0, 0.2)
             m.running_var.uniform_(0.3, 2)
@@ -112,7 +112,7 @@ NETS = {
     "conv-padded": lambda: [spiking.Conv2d(3, 17, 3, padding=1, bias=False), spiking.LIF()],
     "conv-strided": lambda: [spiking.Conv2d(3, 16, 4, stride=3, padding=2), spiking.LIF()],
     "conv-dilated": lambda: [spiking.Conv2d(3, 4, 3, dilation=2, padding=1), spiking.LIF()],
-    "conv-same": lambda: [spiking.Conv2d(3, 4, (4, 3), padding="same"), spiking.LIF()],
+    "conv-same": lambda: [spiking.Conv2d(3, 4, (5, 3), padding="same"), spiking.LIF()],
     "conv-oblong": lambda: [spiking.Conv2d(3, 20, (2, 5), padding=(0, 2)), spiking.LIF()],
     "conv-grouped": lambda: [spiking.Conv2d(3, 12, 3, groups=3, padding=1), spiking.LIF()],
     "conv-one-by-one": lambda: [spiking.Conv2d(3, 40, 1), spiking.LIF()],
@@ -660,7 +660,6 @@ PLAIN = {
         lambda: nn.utils.parametrizations.weight_norm(spiking.Linear(20, 8)),
         r"its weights are computed \(parametrizations\)",
     ),
-    "statistics": (lambda: spiking.BatchNorm1d(20, track_running_stats=False), "it keeps no running statistics"),
 }
 PLAIN_IMAGES = {
     "padding": (lambda: spiking.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), 'padding_mode="circular"'),
@@ -693,8 +692,9 @@ def test_layers_that_cannot_be_folded_run_as_they_stand_and_say_why(name):
 
 
 def test_plain_layers_have_to_be_in_evaluation_mode():
-    model = spiking.Sequential(spiking.BatchNorm1d(4, track_running_stats=False), spiking.LIF())
-    compiled = spiking.compile_events(model.train(), torch.rand(3, 2, 4))
+    model = spiking.Sequential(spiking.BatchNorm1d(4, track_running_stats=False), spiking.LIF()).train()
+    compiled = spiking.compile_events(model, torch.rand(3, 2, 4))
+    assert "0 (BatchNorm1d): it keeps no running statistics" in compiled.report()
     with pytest.raises(spiking.SpikingError, match=r'layer "0" is in training mode; expected evaluation'):
         compiled(torch.rand(3, 2, 4))
 
@@ -790,6 +790,15 @@ def test_a_threshold_that_no_neuron_can_have_is_refused_when_it_is_met():
     compiled = small()
     compiled.model[1].threshold = -1.0
     with pytest.raises(spiking.SpikingError, match=r"LIF\.threshold: got -1\.0"):
+        compiled(torch.zeros(SMALL))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_when_they_are_met(value):
+    compiled = small()
+    with torch.no_grad():
+        compiled.model[0].weight[1, 2] = value
+    with pytest.raises(spiking.SpikingError, match=r'layer "0": got weights that are not finite'):
         compiled(torch.zeros(SMALL))
 
 
@@ -913,13 +922,13 @@ def test_quiet_time_is_jumped_over():
             spiking.LIF(),
         ).double()
     )
-    events = events_of([(0, 1, 1, 1), (60_000_000, 4, 4, 0)])
+    events = events_of([(0, 1, 1, 1), (6_000_000, 4, 4, 0)])
     compiled = spiking.compile_events(model, spikes(1, 1, 2, 11, 10))
     out = compiled.run_events(events, 0.001)
-    assert out.shape == (60_001, 1, 5)
-    assert compiled.steps_jumped > 1.99 * 60_000
+    assert out.shape == (6_001, 1, 5)
+    assert compiled.steps_jumped > 1.99 * 6_000
     with torch.no_grad():
-        assert torch.equal(out, model(frames_of(events, 1000, 0, 60_001, (2, 11, 10))))
+        assert torch.equal(out, model(frames_of(events, 1000, 0, 6_001, (2, 11, 10))))
 
 
 def test_what_fires_in_silence_is_stepped_not_jumped():
@@ -951,6 +960,7 @@ def test_recurrent_networks_take_events_too():
             spiking.Linear(9, 3),
         ).double()
     )
+    nn.init.normal_(model[2].recurrent.weight, 0, 0.2)
     events = sparse_stream(4, n=80)
     compiled = spiking.compile_events(model, spikes(1, 1, 2, 11, 10))
     found = compiled.run_events(events, 0.002, return_state=True)

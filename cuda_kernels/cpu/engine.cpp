@@ -1,6 +1,6 @@
 // A whole network over all time steps in one call, batch rows shared out between threads. Stages take turns over a few steps of a few rows,
 // so that weights and membranes stay in the nearest caches; between stages spikes travel as lists of indices.
-// Compiled once per instruction set (SPIKING_LEVEL). Neuron maths is neuron.h's; sums over inputs follow the list, one rounding a spike.
+// Compiled once per instruction set (SPIKING_LEVEL). Neuron maths is neuron.h's; sums over inputs follow the list, one rounding an input.
 #define SPIKING_GLUE_(a, b) a##b
 #define SPIKING_GLUE(a, b) SPIKING_GLUE_(a, b)
 #define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
@@ -107,15 +107,18 @@ SPIKING_FN void spread_runs(T* to, const T* from, const EngineStage& st, i64 row
             load(to + v * LANES, sum);
             load(from + v * LANES, w);
             if constexpr (ones) sum += w;
-            else sum += w * value;
+            else fused(w, value, sum);
             __builtin_memcpy(to + v * LANES, &sum, sizeof(sum));
         }
 }
 
 template <class T>
 void spread_any(T* to, const T* from, const EngineStage& st, i64 rows, i64 length, T value) {
-    for (i64 r = 0; r < rows; ++r, to += st.target_stride, from += st.weight_stride)
-        for (i64 k = 0; k < length; ++k) to[k] += from[k] * value;
+    for (i64 r = 0; r < rows; ++r, to += st.target_stride, from += st.weight_stride) {
+        i64 k = 0;
+        for (; k + LANES <= length; k += LANES) spread_runs<T, 1, false>(to + k, from + k, st, 1, value);
+        for (; k < length; ++k) to[k] += from[k] * value;
+    }
 }
 
 template <class T, bool ones>
@@ -155,52 +158,83 @@ void gather_panels(const T* weights, i64 inputs, i64 outputs, const Signal<T>& i
     }
 }
 
+// Rows of inputs that one load of a weight serves: as many as leave their sums of 16 outputs in registers.
+template <class T>
+constexpr int rows_at_once() {
 #if defined(__AVX512F__)
-SPIKING_FN void fused(const f32x16& w, float x, f32x16& sum) { sum = f32x16(_mm512_fmadd_ps(__m512(w), _mm512_set1_ps(x), __m512(sum))); }
-#elif defined(__FMA__)
-SPIKING_FN void fused(const f32x16& w, float x, f32x16& sum) {
-    __m256 halves[2], weights[2];
-    __builtin_memcpy(halves, &sum, sizeof(sum));
-    __builtin_memcpy(weights, &w, sizeof(w));
-    for (int k = 0; k < 2; ++k) halves[k] = _mm256_fmadd_ps(weights[k], _mm256_set1_ps(x), halves[k]);
-    __builtin_memcpy(&sum, halves, sizeof(sum));
-}
+    return 8;
+#elif defined(__AVX2__)
+    return sizeof(T) == 4 ? 5 : 3;
 #else
-SPIKING_FN void fused(const f32x16& w, float x, f32x16& sum) { sum += w * x; }
+    return sizeof(T) == 4 ? 3 : 1;
 #endif
-SPIKING_FN void fused(const f64x16& w, double x, f64x16& sum) { sum += w * x; }
+}
 
-// P neighbouring output pixels, 16 channels each, over the whole window: sums stay in registers.
+// sum[k] += Σ of x[k][j] · weights[j·apart …+ 16], j < n.
 template <class T, int P>
-void window_pixels(const EngineStage& st, const T* corner, i64 channel, const T* bias, T* out) {
+SPIKING_FN void multiply(const T* const* x, i64 n, const T* weights, i64 apart, VectorOf<T>* sum) {
+    for (i64 j = 0; j < n; ++j, weights += apart) {
+        VectorOf<T> w;
+        load(weights, w);
+        for (int k = 0; k < P; ++k) fused(w, x[k][j], sum[k]);
+    }
+}
+
+// Neighbouring output pixels, 16 channels each, over the whole window.
+template <class T, int P>
+void window_pixels(const EngineStage& st, const T* corner, const T* weights, const T* bias, T* out) {
     VectorOf<T> sum[P];
+    const T* x[P];
     for (int k = 0; k < P; ++k) load(bias + k * st.channels_out, sum[k]);
-    const T* weights = static_cast<const T*>(st.dense_weights) + channel;
     const i64 run = st.window * st.channels_in, apart = st.step * st.channels_in;
-    for (i64 line = 0; line < st.window; ++line, corner += st.image_in)
-        for (i64 j = 0; j < run; ++j, weights += st.channels_out) {
-            VectorOf<T> w;
-            load(weights, w);
-            for (int k = 0; k < P; ++k) fused(w, corner[k * apart + j], sum[k]);
-        }
+    for (i64 line = 0; line < st.window; ++line, corner += st.image_in, weights += run * LANES) {
+        for (int k = 0; k < P; ++k) x[k] = corner + k * apart;
+        multiply<T, P>(x, run, weights, LANES, sum);
+    }
     for (int k = 0; k < P; ++k) __builtin_memcpy(out + k * st.channels_out, &sum[k], sizeof(sum[k]));
 }
 
 template <class T>
-void every_input(const EngineStage& st, const Signal<T>& in, T* frame, T* currents) {
+using Window = void (*)(const EngineStage&, const T*, const T*, const T*, T*);
+
+template <class T, int P>
+Window<T> window_of(i64 pixels) {
+    if constexpr (P > 1)
+        if (pixels < P) return window_of<T, P - 1>(pixels);
+    return window_pixels<T, P>;
+}
+
+// A convolution over every input. Several inputs may share a place in the frame: those of a window that is averaged before the weights.
+template <class T>
+void every_pixel(const EngineStage& st, const Signal<T>& in, T* frame, T* currents) {
     clear(frame, st.n_framed);
-    for (i64 i = 0; i < in.count; ++i) frame[st.framed[in.idx[i]]] = in.ones ? T(1) : in.dense[in.idx[i]];
+    for (i64 i = 0; i < in.count; ++i) frame[st.framed[in.idx[i]]] += in.ones ? T(1) : in.dense[in.idx[i]];
     const T* bias = static_cast<const T*>(st.bias);
-    for (i64 channel = 0; channel < st.channels_out; channel += LANES)
+    constexpr int P = rows_at_once<T>();
+    for (i64 channel = 0; channel < st.channels_out; channel += LANES) {
+        const T* weights = static_cast<const T*>(st.dense_weights) + channel * st.window * st.window * st.channels_in;
         for (i64 line = 0; line < st.rows_out; ++line)
             for (i64 column = 0; column < st.columns_out;) {
                 const i64 left = st.columns_out - column, at = (line * st.columns_out + column) * st.channels_out + channel;
                 const T* corner = frame + line * st.step * st.image_in + column * st.step * st.channels_in;
-                if (left >= 8) window_pixels<T, 8>(st, corner, channel, bias + at, currents + at), column += 8;
-                else if (left >= 5) window_pixels<T, 5>(st, corner, channel, bias + at, currents + at), column += 5;
-                else if (left >= 3) window_pixels<T, 3>(st, corner, channel, bias + at, currents + at), column += 3;
-                else window_pixels<T, 1>(st, corner, channel, bias + at, currents + at), column += 1;
+                const i64 taken = left <= P ? left : left < 2 * P ? (left + 1) / 2 : P;
+                window_of<T, P>(taken)(st, corner, weights, bias + at, currents + at);
+                column += taken;
             }
+    }
+}
+
+// A linear layer over every input of several rows: out[k] = bias + x[k] · W.
+template <class T, int P>
+void every_input(const EngineStage& st, const T* const* x, T* const* out) {
+    const T *weights = static_cast<const T*>(st.weights), *bias = static_cast<const T*>(st.bias);
+    for (i64 first = 0; first < st.n_acc; first += LANES) {
+        const i64 panel = first / PANEL * PANEL, width = smaller(PANEL, st.n_acc - panel);
+        VectorOf<T> sum[P];
+        for (int k = 0; k < P; ++k) load(bias + first, sum[k]);
+        multiply<T, P>(x, st.n_in, weights + panel * st.n_in + first - panel, width, sum);
+        for (int k = 0; k < P; ++k) __builtin_memcpy(out[k] + first, &sum[k], sizeof(sum[k]));
+    }
 }
 
 template <class T>
@@ -228,7 +262,7 @@ const T* currents_of(const EngineStage& st, const Signal<T>& given, const Desk<T
         } else if (st.link == 1) {
             gather_panels(static_cast<const T*>(st.weights), st.n_in, st.n_acc, in, bias, desk.current);
         } else if (st.dense_weights && in.count > st.dense_above) {
-            every_input(st, in, desk.frame, desk.current);
+            every_pixel(st, in, desk.frame, desk.current);
         } else {
             copy(bias, desk.current, st.n_acc);
             if (in.ones) spread<T, true>(st, in, desk.current);
@@ -399,6 +433,41 @@ struct Readout {
     }
 };
 
+// A linear stage runs those of its items in which most inputs are active side by side: their currents are `ready` in `out`. Inputs come in
+// the order of the lists, so that the sums are those of the spikes alone, bit by bit. What was a list is written out in `spare`.
+template <class T>
+void side_by_side(const EngineStage& st, const Signal<T>* signals, i64 items, T* const* spare, T* const* out, bool* ready) {
+    constexpr int P = rows_at_once<T>();
+    for (i64 i = 0; i < items; ++i) ready[i] = false;
+    if (st.link != 1 || st.scale || items < P || P == 1) return;
+    const T* x[MOST_ITEMS];
+    T* to[MOST_ITEMS];
+    i64 busy = 0;
+    for (i64 i = 0; i < items; ++i) {
+        const Signal<T>& in = signals[i];
+        const i64 active = in.listed ? in.count : count_nonzeros(in.dense, st.n_in);
+        ready[i] = active > st.dense_above;
+        if (!ready[i]) continue;
+        x[busy] = in.dense, to[busy] = out[i];
+        if (in.listed) {
+            T* row = spare[i];
+            i64 next = 0;
+            for (i64 k = 0; k < in.count; ++k) {  // in.dense may be this row: what it holds between the spikes is overwritten
+                const i64 at = in.idx[k];
+                clear(row + next, at - next);
+                row[at] = in.ones ? T(1) : in.dense[at];
+                next = at + 1;
+            }
+            clear(row + next, st.n_in - next);
+            x[busy] = row;
+        }
+        ++busy;
+    }
+    i64 i = 0;
+    for (; i + P <= busy; i += P) every_input<T, P>(st, x + i, to + i);
+    for (; i < busy; ++i) every_input<T, 1>(st, x + i, to + i);
+}
+
 // --- frames -----------------------------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -429,9 +498,11 @@ void run_rows(const EngineCall& p, i64 first, i64 last, i64 n_items, char* memor
             for (int s = 0; s < p.n_stages; ++s) {
                 const EngineStage& st = p.stages[s];
                 const Fire<T> run = fire_of<T>(st);
+                bool ready[MOST_ITEMS];
+                side_by_side(st, signals, items, values[1 - s % 2], values[s % 2], ready);
                 for (i64 i = 0; i < items; ++i) {
                     const i64 b = b0 + i / steps, t = t0 + i % steps;
-                    const T* currents = currents_of(st, signals[i], desk);
+                    const T* currents = ready[i] ? values[s % 2][i] : currents_of(st, signals[i], desk);
                     if (s + 1 == p.n_stages) {
                         if (readout.v && t == 0) clear(readout.v, p.n_out);
                         readout.integrate(currents, t, b);
@@ -440,7 +511,7 @@ void run_rows(const EngineCall& p, i64 first, i64 last, i64 n_items, char* memor
                         const Rows<T> rows = rows_of(st, static_cast<T*>(p.state1) + b * p.S);
                         signals[i] = run(st, with_own_spikes(st, currents, rows, desk), rows, lists[s % 2][i], values[s % 2][i]);
                     } else {
-                        copy(currents, values[s % 2][i], st.n);
+                        if (!ready[i]) copy(currents, values[s % 2][i], st.n);
                         signals[i] = {nullptr, 0, values[s % 2][i], false, false};
                     }
                     if (s + 1 == p.n_stages) readout.row(signals[i], t, b);

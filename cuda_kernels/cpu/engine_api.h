@@ -18,12 +18,12 @@ struct EngineStage {
     long long weight_stride, target_stride;  // between the runs of an entry
 
     // The same link over every input, active or not: a window of `window` × `window` slides over rows of images that are framed with zeros.
-    const void* dense_weights; // [window, window, channels_in, channels_out]; null: there is none
+    const void* dense_weights; // [channels_out / 16, window, window, channels_in, 16]; null: there is none
     long long channels_in, image_in, channels_out, rows_out, columns_out;  // image_in: values a framed input image row holds
     long long window, step;
     const unsigned* framed;    // [n_in]: where an input lies in the frame
     long long n_framed;
-    long long dense_above;     // active inputs above which all inputs are taken
+    long long dense_above;     // active inputs above which all inputs are taken (links 1 and 2)
 
     const unsigned* pool;      // [n, taps]: currents that each pooled current is the largest of; null: no pooling
     long long taps;

@@ -2,6 +2,10 @@
 #pragma once
 #include "portable.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace SPIKING_NS {
 
 constexpr i64 PANEL = 64;      // columns that are summed in registers: four vectors of 16
@@ -35,6 +39,36 @@ SPIKING_FN void load(const W* from, typename Summed<W>::Vector& to) {
     }
 }
 
+// sum += w·x, rounded once where the level can.
+#if defined(__AVX512F__)
+SPIKING_FN void fused(const f32x16& w, float x, f32x16& sum) { sum = f32x16(_mm512_fmadd_ps(__m512(w), _mm512_set1_ps(x), __m512(sum))); }
+SPIKING_FN void fused(const f64x16& w, double x, f64x16& sum) {
+    __m512d sums[2], weights[2];
+    __builtin_memcpy(sums, &sum, sizeof(sum));
+    __builtin_memcpy(weights, &w, sizeof(w));
+    for (int k = 0; k < 2; ++k) sums[k] = _mm512_fmadd_pd(weights[k], _mm512_set1_pd(x), sums[k]);
+    __builtin_memcpy(&sum, sums, sizeof(sum));
+}
+#elif defined(__FMA__)
+SPIKING_FN void fused(const f32x16& w, float x, f32x16& sum) {
+    __m256 sums[2], weights[2];
+    __builtin_memcpy(sums, &sum, sizeof(sum));
+    __builtin_memcpy(weights, &w, sizeof(w));
+    for (int k = 0; k < 2; ++k) sums[k] = _mm256_fmadd_ps(weights[k], _mm256_set1_ps(x), sums[k]);
+    __builtin_memcpy(&sum, sums, sizeof(sum));
+}
+SPIKING_FN void fused(const f64x16& w, double x, f64x16& sum) {
+    __m256d sums[4], weights[4];
+    __builtin_memcpy(sums, &sum, sizeof(sum));
+    __builtin_memcpy(weights, &w, sizeof(w));
+    for (int k = 0; k < 4; ++k) sums[k] = _mm256_fmadd_pd(weights[k], _mm256_set1_pd(x), sums[k]);
+    __builtin_memcpy(&sum, sums, sizeof(sum));
+}
+#else
+SPIKING_FN void fused(const f32x16& w, float x, f32x16& sum) { sum += w * x; }
+SPIKING_FN void fused(const f64x16& w, double x, f64x16& sum) { sum += w * x; }
+#endif
+
 // out [16·NV] = start + Σ over the list of x[index·x_step] · panel[index, :]; x is 1 where `ones`.
 template <class W, int NV, bool ones, bool ahead>
 __attribute__((noinline)) void gather(const W* panel, const u32* list, i64 n, const W* x, i64 x_step,
@@ -62,7 +96,7 @@ __attribute__((noinline)) void gather(const W* panel, const u32* list, i64 n, co
             for (int v = 0; v < NV; ++v) {
                 Vector w;
                 load(row + v * LANES, w);
-                sum[v] += w * value;
+                fused(w, value, sum[v]);
             }
         }
     }
