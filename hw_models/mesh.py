@@ -87,7 +87,7 @@ def cost(
     for row in trace.layers:
         if row in on_chip:
             terms += synapse_terms(row, prices, accounting)
-        elif row.is_weight_layer:
+        elif row.is_weight_layer or row.kind in ("matmul", "norm"):
             terms += host_terms(row, host, accounting, reuse_static)
     found = Costs(terms)
     if accounting != "published":
