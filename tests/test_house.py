@@ -42,7 +42,7 @@ ROWS = (
     {"benchmarks"},
     {"models"},
     {"training", "convert", "hw_models", "datasets", "hub"},
-    {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt"},
+    {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt", "fold"},
     {"functional"},
     {"cuda_kernels"},
 )
