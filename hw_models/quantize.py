@@ -148,9 +148,14 @@ def bake(model: nn.Module) -> nn.Module:
     ('Linear', True)
     """
     for _, layer in _weight_layers(model):
-        for name in ("weight", "bias"):
-            if parametrize.is_parametrized(layer, name) and isinstance(layer.parametrizations[name][0], _Grid):
-                parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+        rules: Any = getattr(layer, "parametrizations", {})
+        if rules and all(isinstance(rule[0], _Grid) for rule in rules.values()):
+            values = {name: getattr(layer, name).detach() for name in rules}
+            # torch's remove_parametrizations changes the class, which a copy of the layer shares
+            del layer.parametrizations
+            layer.__class__ = type(layer).__bases__[0]
+            for name, value in values.items():
+                setattr(layer, name, nn.Parameter(value))
     return model
 
 
@@ -385,9 +390,9 @@ def _check_bits(name: str, bits: int | None) -> None:
 def _check_layers(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise SpikingError(f"quantize: got {type(model).__name__}; expected a torch.nn.Module.")
+    if any(hasattr(module, "precision_bits") for module in model.modules()):
+        raise SpikingError("quantize: the model is quantised already. Start from the one in floating point.")
     for name, module in model.named_modules():
-        if isinstance(module, _Grid | FixedPoint):
-            raise SpikingError("quantize: the model is quantised already. Start from the one in floating point.")
         if parametrize.is_parametrized(module):
             raise SpikingError(
                 f'quantize: layer "{name}" has a parametrisation of its own; expected plain weights. Remove it first '
