@@ -1,10 +1,13 @@
 """Energy of a recorded run on real hardware: constants with sources, estimates with intervals, reports."""
 
-from spiking.hw_models.energy import Estimate, Interval, compare, estimate, ratio, si
+from spiking.hw_models.energy import Estimate, Twin, compare, estimate, ratio
 from spiking.hw_models.hardware import Constant, Hardware, available, load
+from spiking.hw_models.intervals import Interval
+from spiking.hw_models.mapping import Placement, place
 from spiking.hw_models.quantize import FixedPoint, Precision, bake, quantize
 from spiking.hw_models.regulariser import EnergyLoss, energy_loss
 from spiking.hw_models.report import report, table
+from spiking.hw_models.units import figure, si
 
 __all__ = [
     "Constant",
@@ -13,13 +16,17 @@ __all__ = [
     "FixedPoint",
     "Hardware",
     "Interval",
+    "Placement",
     "Precision",
+    "Twin",
     "available",
     "bake",
     "compare",
     "energy_loss",
     "estimate",
+    "figure",
     "load",
+    "place",
     "quantize",
     "ratio",
     "report",

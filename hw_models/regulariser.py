@@ -3,56 +3,45 @@
     E = constant + Σ_layers Σ_n p[n]·(1/B) Σ_tb s[t,b,n]
 
 Energy is linear in the spikes for a fixed network and chip. p[n] is what one spike of element n costs: its synaptic
-operations, its reset, the words and packets that move. Prices come from `estimate` itself, asked about one event of each kind,
+operations, its reset, the words and packets that move. Prices come from `estimate` itself, asked about events of each kind,
 so that the value is that of an estimate of the same pass. The spikes' own surrogate gradients carry ∂E/∂s on to the weights.
+Arrays of memory cells are the exception: reads of row blocks are skipped where no spike is, and the energy of a layer is a
+curve over its synaptic operations. There p[n] is the slope at those of the pass.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from spiking.hw_models.energy import Estimate, estimate
+from spiking.hw_models._event_prices import CURVED, EventPrices, RowPrices
 from spiking.hw_models.hardware import Hardware, load
 from torch import Tensor, nn
 
 from spiking import _counters as counters
-from spiking._counters import Levels
 from spiking._recorder import Recorder, _observed, recurrent_weights
 from spiking.errors import SpikingError
-from spiking.trace import EventTrace, LayerTrace, record
+from spiking.trace import record
 
 __all__ = ["EnergyLoss", "energy_loss"]
 
 Judge: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Any]  # gives a NamedTuple with a loss
 
-_EVENTS = 2**40  # events of a probe: a price is what so many cost
-_COUNTED = ("syn", "syn_eff", "in_nnz", "spikes", "out_nnz", "pool_adds")  # counters that follow the spikes
-_LEVELS = {"spikes": Levels((1.0,)), "graded": Levels((1.0, 2.0)), "analogue": Levels(None)}
+_OPTIONS = ("precision", "accounting", "chips", "weight_sharing", "adc", "adc_bits", "gating")
 
 
 @dataclass
-class _RowPrices:
-    """Joules of a layer: fixed ones per sample for each class of its operand, and those of one event."""
+class _Operand:
+    """What a layer of a curved chip has read in this pass."""
 
-    row: LayerTrace
-    fixed: dict[str, float] = field(default_factory=dict)
-    operand: dict[str, Tensor] = field(default_factory=dict)  # per non-zero of each input element, float64
-    unrolled: bool = False  # a graded value k costs as much as k spikes
-    spike: float = 0.0
-    windows: Tensor | None = None  # per non-zero of each input element of an average pooling
-
-
-@dataclass
-class _PassPrices:
-    rows: dict[str, _RowPrices]
-    samples: int
-    fixed: float  # joules per sample of what is no layer's, and of layers whose cost does not depend on values
+    kind: str
+    synops: list[Tensor] = field(default_factory=list)
+    events: float = 0.0
 
 
 class EnergyLoss:
@@ -69,10 +58,11 @@ class EnergyLoss:
     ) -> None:
         self.model, self.chip, self.reference, self.budget = model, chip, reference, budget
         self._steps, self._options = steps, options
-        self._known: dict[tuple[Any, ...], _PassPrices] = {}
-        self._now: _PassPrices | None = None
+        self._known: dict[tuple[Any, ...], EventPrices] = {}
+        self._now: EventPrices | None = None
         self._parts: list[Tensor] = []
         self._calls: dict[str, int] = {}
+        self._curved: dict[str, _Operand] = {}
         self._fixed = 0.0
         self._measuring = self._running = False
         self._handles = [model.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True)]
@@ -96,7 +86,8 @@ class EnergyLoss:
             raise SpikingError(
                 "energy_loss: the model has not run yet; expected a forward pass before the energy is asked for."
             )
-        joules = (torch.stack(self._parts).sum() + self._fixed) / self._now.samples + self._now.fixed
+        parts = self._parts + self._on_curves(self._now)
+        joules = (torch.stack(parts).sum() + self._fixed) / self._now.trace.n_samples + self._now.fixed
         if self.budget is not None:
             return (joules / self.budget - 1).clamp(min=0)
         return joules if self.reference is None else joules / self.reference
@@ -132,70 +123,18 @@ class EnergyLoss:
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._measuring:
             return
-        x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        key = None if x is None else (tuple(x.shape), x.device)
+        x = _first(args, kwargs)
+        key = (tuple(x.shape), x.device)
         if key not in self._known:
-            self._known[key or ()] = self._measure(args, kwargs)
-        self._now = self._known[key or ()]
-        self._parts = [torch.zeros((), dtype=torch.float64, device=None if x is None else x.device)]
+            self._known[key] = self._measure(args, kwargs)
+        self._now = self._known[key]
+        self._parts = [torch.zeros((), dtype=torch.float64, device=x.device)]
         self._fixed = 0.0
-        self._calls = {}
+        self._calls, self._curved = {}, {}
         self._running = True
 
-    def _end(self, *_: Any) -> None:
-        if not self._measuring:
-            self._running = False
-
-    def _seen(self, add: Callable[..., None], name: str, module: nn.Module, *call: Any) -> None:
-        """A layer ran: part of the model's pass, and not of the one that finds the prices."""
-        if self._running and not self._measuring:
-            add(name, module, *call)
-
-    def _row(self, name: str) -> _RowPrices | None:
-        """The prices of this call of a layer: a second call on a whole sequence has a row of its own."""
-        assert self._now is not None
-        call = self._calls[name] = self._calls.get(name, 0) + 1
-        return self._now.rows.get(f"{name}#{call}", self._now.rows.get(name))
-
-    def _weights(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        found = self._row(name)
-        if found is not None:
-            self._operand(found, _first(args, kwargs))
-
-    def _operand(self, found: _RowPrices, x: Tensor) -> None:
-        x = x.reshape(-1, found.row.n_inputs)
-        kind, hits, times = _hits(x)
-        self._fixed += found.fixed[kind] * len(x) / found.row.n_steps
-        if kind != "analogue":
-            price = found.operand[kind].to(x.device)
-            if found.unrolled and times != 1:
-                price = price * times
-            self._parts.append(hits.double() @ price)
-
-    def _neuron(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        found = self._row(name)
-        s = next(v for v in out if isinstance(v, Tensor)) if isinstance(out, tuple | list) else out
-        assert self._now is not None
-        if recurrent_weights(layer) is not None:
-            again = self._now.rows[f"{name}.recurrent"]
-            state = next((v for v in (*args, *kwargs.values()) if hasattr(v, "spikes")), None)
-            first = torch.zeros_like(s[:1]) if state is None else state.spikes.unsqueeze(0)
-            self._operand(again, torch.cat([first, s[:-1]]))
-        if found is not None and found.spike:
-            self._parts.append(_total(s.reshape(-1, found.row.n_outputs)) * found.spike)
-
-    def _pool(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        found = self._row(name)
-        if found is None or found.windows is None:
-            return
-        x = _first(args, kwargs).reshape(-1, found.row.n_inputs)
-        _, hits, _ = _hits(x)
-        self._parts.append(hits.double() @ found.windows.to(x.device))
-
-    # prices
-
-    def _measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _PassPrices:
-        """Run the model once without gradient, as it would be deployed, and ask the estimate for the prices of its parts."""
+    def _measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> EventPrices:
+        """Run the model once without gradient, as it would be deployed, and find the prices of its parts."""
         modes = [(module, module.training) for module in self.model.modules()]
         x = _first(args, kwargs)
         self._measuring = True
@@ -208,50 +147,84 @@ class EnergyLoss:
             self._measuring = False
             for module, training in modes:
                 module.training = training
-        return self._prices(trace)
+        return EventPrices(trace, self.chip, self._options)
 
-    def _prices(self, trace: EventTrace) -> _PassPrices:
-        samples = trace.n_samples
-        rows = {row.name: _RowPrices(row) for row in trace.layers}
-        for kind in _LEVELS:
-            for name, joules in self._ask(trace, kind).items():
-                if name:
-                    rows[name].fixed[kind] = joules
-        for kind in ("spikes", "graded"):
-            one = {c: self._ask(trace, kind, **{c: _EVENTS}) for c in ("syn", "in_nnz")}
-            for found in rows.values():
-                if found.row.is_weight_layer:
-                    syn, event = (self._price(one[c], found, kind) for c in ("syn", "in_nnz"))
-                    found.operand[kind] = torch.from_numpy(found.row.fan_out.astype(np.float64)) * syn + event
-        spikes, pools = self._ask(trace, "spikes", spikes=_EVENTS), self._ask(trace, "spikes", pool_adds=_EVENTS)
-        for found in rows.values():
-            if found.row.kind == "neuron" and found.row.neuron.get("output") != "membrane":
-                found.spike = self._price(spikes, found, "spikes")
-            elif found.row.kind == "avgpool":
-                price = self._price(pools, found, "spikes")
-                layer = dict(self.model.named_modules())[found.row.name.partition("#")[0]]
-                windows, _ = counters.pool_windows(layer, found.row.in_shape, found.row.out_shape)
-                found.windows = windows.double() * price if price else None
-        fixed = math.fsum(f.fixed["spikes"] for f in rows.values() if not f.row.is_weight_layer)
-        return _PassPrices(rows, samples, fixed)
+    def _end(self, *_: Any) -> None:
+        if not self._measuring:
+            self._running = False
 
-    @staticmethod
-    def _price(asked: dict[str, float], found: _RowPrices, kind: str) -> float:
-        return (asked[found.row.name] - found.fixed[kind]) / _EVENTS
+    def _seen(self, add: Callable[..., None], name: str, module: nn.Module, *call: Any) -> None:
+        """A layer ran: part of the model's pass, and not of the one that finds the prices."""
+        if self._running and not self._measuring:
+            count = self._calls[name] = self._calls.get(name, 0) + 1
+            assert self._now is not None
+            rows = self._now.rows  # a second call on a whole sequence has a row of its own
+            add(rows.get(f"{name}#{count}", rows[name]), module, *call)
 
-    def _ask(self, trace: EventTrace, kind: str, **events: int) -> dict[str, float]:
-        """Joules per sample of each layer, leakage excepted, if its operand were of a class and it saw these events."""
-        found = self._estimate(
-            replace(trace, n_samples=1, layers=[_probe(row, trace.n_samples, kind, events) for row in trace.layers])
-        )
-        joules = dict.fromkeys((row.name for row in trace.layers), 0.0)
-        for term in found.terms:
-            if term.source != "leakage":
-                joules[term.layer] += term.amount * term.price.nominal
-        return joules
+    def _weights(
+        self, found: RowPrices, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        self._operand(found, _first(args, kwargs))
 
-    def _estimate(self, trace: EventTrace) -> Estimate:
-        return estimate(trace, self.chip, **self._options)
+    def _operand(self, found: RowPrices, x: Tensor) -> None:
+        x = x.reshape(-1, found.row.n_inputs)
+        kind, hits = _hits(x, found.unrolled)
+        if self.chip.kind in CURVED:
+            fan_out = torch.from_numpy(found.row.fan_out.astype(np.float64)).to(x.device)
+            operand = self._curved.setdefault(found.row.name, _Operand(kind))
+            operand.synops.append(hits.double() @ fan_out)
+            operand.events += float(hits.detach().double().sum())
+            return
+        self._fixed += found.fixed[kind] * len(x) / found.row.n_steps
+        if kind != "analogue":
+            self._parts.append(hits.double() @ found.operand[kind].to(x.device))
+
+    def _neuron(
+        self, found: RowPrices, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        s = next(v for v in out if isinstance(v, Tensor)) if isinstance(out, tuple | list) else out
+        assert self._now is not None
+        if recurrent_weights(layer) is not None:
+            state = next((v for v in (*args, *kwargs.values()) if hasattr(v, "spikes")), None)
+            first = torch.zeros_like(s[:1]) if state is None else state.spikes.unsqueeze(0)
+            self._operand(self._now.rows[f"{found.row.name}.recurrent"], torch.cat([first, s[:-1]]))
+        if found.spike and found.row.neuron.get("output") != "membrane":
+            self._parts.append(_total(s.reshape(-1, found.row.n_outputs)) * found.spike)
+
+    def _pool(
+        self, found: RowPrices, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        if found.pool and found.row.kind == "avgpool":
+            windows, _ = counters.pool_windows(layer, found.row.in_shape, found.row.out_shape)
+            x = _first(args, kwargs).reshape(-1, found.row.n_inputs)
+            _, hits = _hits(x, False)
+            self._parts.append(hits.double() @ windows.to(x.device).double() * found.pool)
+
+    def _on_curves(self, now: EventPrices) -> list[Tensor]:
+        """Joules of the pass on each layer's curve, with its slope there as the gradient."""
+        if not self._curved:
+            return []
+        synops = {name: torch.stack(operand.synops).sum() for name, operand in self._curved.items()}
+        at = {name: round(float(total.detach())) for name, total in synops.items()}
+        step = {name: max(1, n // 1000) for name, n in at.items()}
+
+        def kind_of(name: str) -> str:
+            return self._curved[name].kind if name in self._curved else "spikes"
+
+        def joules(counts: dict[str, int]) -> dict[str, float]:
+            return now.joules(
+                kind_of,
+                lambda name: (
+                    {"syn": counts[name], "in_nnz": round(self._curved[name].events)} if name in counts else {}
+                ),
+            )
+
+        here, beyond = joules(at), joules({name: n + step[name] for name, n in at.items()})
+        samples, found = now.trace.n_samples, []
+        for name, total in synops.items():
+            slope = samples * (beyond[name] - here[name]) / step[name]
+            found.append(slope * (total - total.detach()) + samples * here[name])
+        return found
 
 
 def energy_loss(
@@ -271,9 +244,11 @@ def energy_loss(
     (neuron updates, biases, layers with analogue operands) of the network as deployed, its batch norms folded. Leakage is left
     out. E equals `estimate` on a recording of the same pass, ∂E/∂s[t,b,n] = p[n]/B, and the surrogate gradient does the rest.
 
-    `chip` is a name of `hw_models.available()`, a TOML file or a `Hardware`; `options` are those of `estimate` (precision,
-    accounting). Joules are small numbers: `reference` divides by so many joules, and `budget` gives max(0, E/budget − 1).
-    `steps` states T for a model whose input has no time axis. In a Trainer: `energy.added_to(objective, weight)`.
+    `chip` is a name of `hw_models.available()`, a TOML file or a `Hardware`; `options` are those of `estimate`: precision,
+    accounting, chips, weight_sharing, adc, adc_bits, gating. On a mesh the share of neurons that count as active is that of
+    the first pass of a batch size; on arrays of memory cells p[n] is the slope of the layer's energy at this pass. Joules
+    are small numbers: `reference` divides by so many joules, and `budget` gives max(0, E/budget − 1). `steps` states T for
+    a model whose input has no time axis. In a Trainer: `energy.added_to(objective, weight)`.
 
     Errors: SpikingError for an unknown chip or option, a reference or budget that is not above 0, or as `record`.
     Source: the price of a spike as its gradient: Sorbaro et al. 2020 (Frontiers in Neuroscience 14:662), equation 4.
@@ -293,6 +268,9 @@ def energy_loss(
             raise SpikingError(f"energy_loss.{name}: got {value}; expected joules above 0.")
     if reference is not None and budget is not None:
         raise SpikingError("energy_loss: got reference and budget; expected one of them.")
+    for name in options:
+        if name not in _OPTIONS:
+            raise SpikingError(f"energy_loss: got the option {name!r}; expected one of {', '.join(_OPTIONS)}.")
     return EnergyLoss(model, load(chip), reference, budget, steps, options)
 
 
@@ -322,46 +300,24 @@ def _total(x: Tensor) -> Tensor:
     return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32)).sum(dtype=torch.float64)
 
 
-def _hits(x: Tensor) -> tuple[str, Tensor, float]:
-    """(class, non-zeros of each element [N], mean level of the non-zeros) of an operand [rows, N].
+def _hits(x: Tensor, unrolled: bool) -> tuple[str, Tensor]:
+    """(class, events of each element [N]) of an operand [rows, N]; `unrolled`: a graded value of k levels is k events.
 
-    The non-zeros carry the gradient of min(|x|/scale, 1), which equals the count: x itself where x is spikes.
+    Where x is spikes, the events are x itself. Elsewhere they carry the gradient of min(|x|/scale, 1), which equals the
+    count of non-zeros, or of |x|/scale if unrolled.
     """
     plain = x.detach()
-    at_least_single = torch.promote_types(x.dtype, torch.float32)
     if counters.count_equal(plain, 0.0, 1.0) == plain.numel():
-        return "spikes", x.sum(0, dtype=at_least_single), 1.0
-    levels = counters._levels(plain)
-    kind, scale = levels.classify()
+        return "spikes", x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
+    kind, scale = counters._levels(plain).classify()
     nonzero = plain != 0
-    counted = nonzero.sum(0).to(at_least_single)
+    counted = nonzero.sum(0).double()
     if kind == "analogue":
-        return kind, counted, 1.0
-    single = torch.where(plain < 0, -x, x) / scale
-    soft = single.clamp(max=1).sum(0, dtype=at_least_single)
-    hits = counted + (soft - soft.detach())
-    if kind != "graded":
-        return "spikes", hits, 1.0
-    level = float(plain.abs().sum(dtype=torch.float64)) / scale / max(int(nonzero.sum()), 1)
-    return kind, hits, max(1.0, level)
-
-
-def _probe(row: LayerTrace, samples: int, kind: str, events: dict[str, int]) -> LayerTrace:
-    """One sample's share of a row, with an operand of a class, and so many events in place of what its spikes caused."""
-    counts = {name: values // samples for name, values in row.counts.items()}
-    for name in _COUNTED:
-        counts[name] = np.zeros_like(counts[name])
-    for name, value in events.items():
-        counts[name][0] = value
-    none = np.zeros(1, np.int64)
-    return replace(
-        row,
-        counts=counts,
-        levels=_LEVELS[kind],
-        levels_step=[],
-        in_abs_sum=np.zeros(row.n_steps),
-        spike_count=np.zeros_like(row.spike_count),
-        syn_sample=none,
-        updates_sample=none,
-        spikes_sample=none,
-    )
+        return kind, counted
+    levels = torch.where(plain < 0, -x, x) / scale
+    unrolled &= kind == "graded"
+    soft = (levels if unrolled else levels.clamp(max=1)).sum(0, dtype=torch.float64)
+    if unrolled:
+        mean = float(plain.abs().sum(dtype=torch.float64)) / scale / max(int(nonzero.sum()), 1)
+        counted = counted * max(1.0, mean)
+    return "graded" if kind == "graded" else "spikes", counted + (soft - soft.detach())

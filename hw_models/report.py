@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from spiking.hw_models.energy import ACCOUNTINGS, SOURCES, Estimate, Interval, figure, reprice, si
-from spiking.hw_models.hardware import MARKS
+from spiking.hw_models.energy import SOURCES, Estimate, reprice
+from spiking.hw_models.hardware import ACCOUNTINGS, MARKS
+from spiking.hw_models.intervals import Interval
+from spiking.hw_models.units import figure, si
 
 from spiking.errors import SpikingError
 from spiking.trace import EventTrace, Recording
@@ -72,7 +74,7 @@ def report(
     if not found:
         raise SpikingError("report: got no estimates; expected at least one. Call hw_models.estimate first.")
     if accuracy is not None:
-        found = [_with_accuracy(e, accuracy) for e in found]
+        found = [reprice(e, e.accounting, accuracy) for e in found]
     page = Path(path)
     if page.suffix.lower() not in (".html", ".htm"):
         raise SpikingError(f"{page}: got the ending {page.suffix!r}; expected .html.")
@@ -84,20 +86,6 @@ def report(
     _write(page, text)
     _write(page.with_suffix(".json"), json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return content
-
-
-def _with_accuracy(found: Estimate, accuracy: float) -> Estimate:
-    from spiking.hw_models.energy import estimate
-
-    return estimate(
-        found.trace,
-        found.hardware,
-        precision=found.precision,
-        accounting=found.accounting,
-        accuracy=accuracy,
-        ann_steps=found.ann_steps,
-        reuse_static=found.reuse_static,
-    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -160,7 +148,7 @@ def _estimate(e: Estimate) -> dict[str, Any]:
         "ratio": _interval(e.ratio),
         "sampling_J": _interval(e.sampling),
         "ratio_sampling": _interval(e.ratio_sampling),
-        "latency_s": e.latency,
+        "latency_s": None if e.latency is None else e.latency.nominal,
         "ann_steps": e.ann_steps,
         "by_source_J": e.by_source,
         "warnings": [{"code": w.code, "text": w.text} for w in e.warnings],
@@ -238,8 +226,8 @@ def _constants(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
     for e in estimates:
         for name in ACCOUNTINGS:
             for c in (e if name == e.accounting else reprice(e, name)).constants:
-                rows[e.hardware.name, c.name] = {
-                    "hardware": e.hardware.name,
+                rows[c.chip, c.name] = {
+                    "hardware": c.chip,
                     "name": c.name,
                     "value": c.value / c.factor,
                     "low": c.low / c.factor,
@@ -256,7 +244,7 @@ def _constants(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
 
 def _bibtex(estimates: Sequence[Estimate]) -> dict[str, str]:
     keys = {key for row in _constants(estimates) for key in (row["source"], *row["bounds"])}
-    known = {k: v for e in estimates for k, v in e.hardware.sources.items()}
+    known = {k: v for e in estimates for name in ACCOUNTINGS for k, v in reprice(e, name).sources.items()}
     return {key: known[key] for key in sorted(keys)}
 
 

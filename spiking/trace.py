@@ -54,12 +54,43 @@ WEIGHT_KINDS = (
 
 
 @dataclass
+class Events:
+    """Where the non-zero elements of one tensor were: `sample`, `step`, `index` (flat, C order), uint32 [n], sorted so.
+
+    `value` float32 [n], or empty if all are 1.
+    """
+
+    sample: np.ndarray
+    step: np.ndarray
+    index: np.ndarray
+    value: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def followed_by(self, other: Events, samples: int) -> Events:
+        """These events and those of further samples, which are counted on from `samples`."""
+        value = self.value
+        if len(self.value) != len(other.value) or len(self.value) or len(other.value):
+            value = np.concatenate([e.value if len(e.value) else np.ones(len(e), np.float32) for e in (self, other)])
+        return Events(
+            np.concatenate([self.sample, other.sample + np.uint32(samples)]),
+            np.concatenate([self.step, other.step]),
+            np.concatenate([self.index, other.index]),
+            value,
+        )
+
+
+@dataclass
 class LayerTrace:
     """One row of a trace: a layer's shapes and its counters per time step, summed over the samples.
 
     `counts[name]` is int64 [n_steps] for every name in `COUNTERS`; `in_abs_sum` float64 [n_steps]; `spike_count`
     int64 [N], spikes (neuron rows) or operand non-zeros (weight rows) of each element over the run; `syn_sample`,
     `updates_sample`, `spikes_sample` int64 [n_samples]. `dense` and `dense_padded` are per sample and step.
+    `row_abs_w` float32 [inputs of one output, all groups]: Σ|w| over the outputs of each row of the weight matrix.
+    `active_rows`: size of a block of such rows → (position, block) pairs with a non-zero operand over the run; `events`
+    where each non-zero operand or spike was. Both only where `record` was asked for them.
     """
 
     name: str
@@ -91,6 +122,9 @@ class LayerTrace:
     syn_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     updates_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     spikes_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    row_abs_w: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
+    active_rows: dict[int, int] = field(default_factory=dict, repr=False)
+    events: Events | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         zeros = np.zeros((len(COUNTERS), self.n_steps), np.int64)
@@ -268,6 +302,23 @@ class EventTrace:
         """Spikes per neuron and step of each neuron row, 0…1."""
         return {layer.name: layer.firing_rate for layer in self.neurons}
 
+    def spike_matrix(self, row: LayerTrace) -> Any:
+        """Non-zero operands (weight rows) or spikes (neuron rows) as a scipy sparse array [samples·steps, elements].
+
+        None if the trace holds no events for the row.
+        """
+        events = row.events
+        if events is None and row.operand_of and row.is_weight_layer:
+            before = next((r for r in self.layers if r.name == row.operand_of[0]), None)
+            events = before.events if before is not None and before.n_outputs == row.n_inputs else None
+        if events is None:
+            return None
+        from scipy.sparse import csr_array
+
+        where = events.sample.astype(np.int64) * self.n_steps + events.step
+        shape = (self.n_samples * self.n_steps, row.n_inputs)
+        return csr_array((np.ones(len(events)), (where, events.index.astype(np.int64))), shape=shape)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the trace to an HDF5 file, which appears under its name only when it is complete."""
         from spiking._tracefile import save
@@ -329,6 +380,10 @@ def join_layer(mine: LayerTrace, more: LayerTrace) -> None:
     mine.folded_into = mine.folded_into if mine.folded_into == more.folded_into else ""
     if mine.operand_of != more.operand_of:
         mine.operand_of = ()
+    shared = mine.active_rows.keys() & more.active_rows.keys()
+    mine.active_rows = {size: mine.active_rows[size] + more.active_rows[size] for size in sorted(shared)}
+    both = mine.events is not None and more.events is not None
+    mine.events = mine.events.followed_by(more.events, len(mine.syn_sample)) if both else None  # type: ignore[union-attr,arg-type]
     for name in ("syn_sample", "updates_sample", "spikes_sample"):
         setattr(mine, name, np.concatenate([getattr(mine, name), getattr(more, name)]))
 
@@ -337,6 +392,8 @@ def record(
     model: nn.Module,
     *,
     keep_spikes: int = 0,
+    events: bool = False,
+    active_rows: bool = False,
     steps: int | None = None,
     data_id: str = "",
     seed: int | None = None,
@@ -344,13 +401,15 @@ def record(
 ) -> Recorder:
     """Watch a model: every forward pass inside the `with` block adds its counts to the trace.
 
-    Weight layers (nn.Linear, nn.Conv*, nn.ConvTranspose*), poolings, norms and spiking neurons are seen wherever they
-    sit in the model. Results of the model stay as they are, bit for bit; several passes of the same number of
-    steps are joined.
+    Weight layers (nn.Linear, nn.Conv*, nn.ConvTranspose*), poolings, norms, spiking neurons, and additions of two tensors
+    of one shape that such layers made, are seen wherever they sit in the model. Results of the model stay as they are,
+    bit for bit; several passes of the same number of steps are joined.
 
     Shapes: the model's first argument is [T, B, *]. A layer may get [T, B, *], [T·B, *], or one step [B, *] at a time.
     `steps` states T for a model whose input has no time axis (it repeats or encodes its input itself).
     `keep_spikes` keeps the input, spikes and output of that many first samples in `trace.recordings`.
+    `events` keeps where every spike was, which the latency of a mesh needs; 12 bytes a spike. `active_rows` counts the row
+    blocks of memory arrays that hold a spike, which is slow for convolutions.
     Units: dt in seconds per step.
     Errors: SpikingError naming the layer, if an operand holds NaN or Inf, or its shape fits none of the three.
 
@@ -363,7 +422,16 @@ def record(
     """
     from spiking._recorder import Recorder
 
-    return Recorder(model, keep_spikes=keep_spikes, steps=steps, data_id=data_id, seed=seed, dt=dt)
+    return Recorder(
+        model,
+        keep_spikes=keep_spikes,
+        events=events,
+        active_rows=active_rows,
+        steps=steps,
+        data_id=data_id,
+        seed=seed,
+        dt=dt,
+    )
 
 
-__all__ = ["CLASSES", "COUNTERS", "EventTrace", "LayerTrace", "Recording", "record"]
+__all__ = ["CLASSES", "COUNTERS", "EventTrace", "Events", "LayerTrace", "Recording", "record"]

@@ -93,8 +93,7 @@ def _print(estimates: list[Estimate], files: list[str], html: Path | None) -> No
     from rich.console import Console
     from rich.text import Text
 
-    from spiking.hw_models import table
-    from spiking.hw_models.energy import figure
+    from spiking.hw_models import figure, table
     from spiking.hw_models.report import printable
 
     console = Console(soft_wrap=True)
