@@ -31,7 +31,7 @@ class RowPrices:
     """Joules of one layer, by class of its operand where that matters.
 
     `fixed`: per sample, whatever its events. `operand`: of one non-zero of each input element, float64 [inputs]. `spike`: of
-    one output spike besides. `pool`: of one addition of a pooling. `unrolled`: a graded value of k levels costs k events.
+    one output spike besides. `pool`: of one addition of a pooling that follows spikes. `unrolled`: a graded value of k levels costs k events.
     """
 
     row: LayerTrace
@@ -70,14 +70,17 @@ class EventPrices:
         for name, joules in self._each("spikes", spikes=_EVENTS).items():
             self.rows[name].spike = joules
         for name, joules in self._each("spikes", pool_adds=_EVENTS).items():
-            self.rows[name].pool = joules
+            self.rows[name].pool = joules if _follows_spikes(self.rows[name].row, trace) else 0.0
         self.fixed = math.fsum(p.fixed["spikes"] for p in self.rows.values() if not p.row.is_weight_layer)
 
     def joules(
         self, kind_of: Callable[[str], str], events_of: Callable[[str], Mapping[str, float]]
     ) -> dict[str, float]:
         """Joules per sample of each layer, leakage excepted, if its operand were of a class and it saw so many events."""
-        rows = [_probe(row, kind_of(row.name), events_of(row.name)) for row in self.trace.layers]
+        rows = []
+        for row in self.trace.layers:
+            kept = () if _follows_spikes(row, self.trace) else ("pool_adds",)
+            rows.append(_probe(row, kind_of(row.name), events_of(row.name), kept))
         found = dict.fromkeys(self.rows, 0.0)
         for term in _snn(replace(self.trace, layers=rows), self.chip, *self._settings).terms:
             found[term.layer] += term.amount * term.price.nominal
@@ -102,12 +105,19 @@ def _packets(found: Estimate) -> dict[str, np.ndarray]:
     return {name: p - fans[name] * synop for name, p in spike_prices(placement, found.hardware).items()}
 
 
-def _probe(row: LayerTrace, kind: str, events: Mapping[str, float]) -> LayerTrace:
+def _follows_spikes(row: LayerTrace, trace: EventTrace) -> bool:
+    """Whether a pooling adds as its input's spikes say; what a norm puts out has no zeros to leave out."""
+    kinds = {other.name: other.kind for other in trace.layers}
+    return row.kind == "avgpool" and not any(kinds.get(source) == "norm" for source in row.operand_of)
+
+
+def _probe(row: LayerTrace, kind: str, events: Mapping[str, float], kept: tuple[str, ...]) -> LayerTrace:
     """A row with an operand of a class, and so many events in place of what its spikes caused."""
     counts = dict(row.counts)
     for name in _COUNTED:
-        counts[name] = np.zeros_like(counts[name])
-        counts[name][0] = events.get(name, 0)
+        if name not in kept:
+            counts[name] = np.zeros_like(counts[name])
+            counts[name][0] = events.get(name, 0)
     in_abs_sum = np.zeros(row.n_steps)
     in_abs_sum[0] = events.get("in_abs_sum", 0.0)
     return replace(

@@ -65,17 +65,11 @@ class EnergyLoss:
         self._curved: dict[str, _Operand] = {}
         self._fixed = 0.0
         self._measuring = self._running = False
-        self._handles = [model.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True)]
-        kinds: dict[Any, Callable[..., None]] = {
-            Recorder.weights: self._weights,
-            Recorder.neuron: self._neuron,
-            Recorder.pool: self._pool,
-        }
-        for name, module, observe in _observed(model):
-            if observe in kinds:
-                hook = _Hook(self._seen, kinds[observe], name or type(module).__name__)
-                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        self._handles.append(model.register_forward_hook(_Hook(self._end)))
+        self._handles = [
+            model.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True),
+            model.register_forward_hook(_Hook(self._end)),
+        ]
+        self._hooked: set[str] = set()
 
     def __call__(self) -> Tensor:
         """The energy, a float64 scalar: joules per sample, or what `reference` or `budget` make of them.
@@ -127,6 +121,7 @@ class EnergyLoss:
         key = (tuple(x.shape), x.device)
         if key not in self._known:
             self._known[key] = self._measure(args, kwargs)
+            self._watch(self._known[key])
         self._now = self._known[key]
         self._parts = [torch.zeros((), dtype=torch.float64, device=x.device)]
         self._fixed = 0.0
@@ -148,6 +143,22 @@ class EnergyLoss:
             for module, training in modes:
                 module.training = training
         return EventPrices(trace, self.chip, self._options)
+
+    def _watch(self, prices: EventPrices) -> None:
+        """Put hooks on the layers whose events have a price; a hook on others could keep them from a faster path."""
+        kinds: dict[Any, Callable[..., None]] = {
+            Recorder.weights: self._weights,
+            Recorder.neuron: self._neuron,
+            Recorder.pool: self._pool,
+        }
+        for name, module, observe in _observed(self.model):
+            label = name or type(module).__name__
+            priced = label in prices.rows and (observe is not Recorder.pool or prices.rows[label].pool > 0)
+            if observe in kinds and priced and label not in self._hooked:
+                self._hooked.add(label)
+                hook = _Hook(self._seen, kinds[observe], label)
+                first = module is self.model  # before the hook that ends the pass
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=first))
 
     def _end(self, *_: Any) -> None:
         if not self._measuring:
@@ -194,11 +205,10 @@ class EnergyLoss:
     def _pool(
         self, found: RowPrices, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
-        if found.pool and found.row.kind == "avgpool":
-            windows, _ = counters.pool_windows(layer, found.row.in_shape, found.row.out_shape)
-            x = _first(args, kwargs).reshape(-1, found.row.n_inputs)
-            _, hits = _hits(x, False)
-            self._parts.append(hits.double() @ windows.to(x.device).double() * found.pool)
+        windows, _ = counters.pool_windows(layer, found.row.in_shape, found.row.out_shape)
+        x = _first(args, kwargs).reshape(-1, found.row.n_inputs)
+        _, hits = _hits(x, False)
+        self._parts.append(hits.double() @ windows.to(x.device).double() * found.pool)
 
     def _on_curves(self, now: EventPrices) -> list[Tensor]:
         """Joules of the pass on each layer's curve, with its slope there as the gradient."""
