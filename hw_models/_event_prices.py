@@ -31,7 +31,8 @@ class RowPrices:
     """Joules of one layer, by class of its operand where that matters.
 
     `fixed`: per sample, whatever its events. `operand`: of one non-zero of each input element, float64 [inputs]. `spike`: of
-    one output spike besides. `pool`: of one addition of a pooling that follows spikes. `unrolled`: a graded value of k levels costs k events.
+    one output spike besides. `pool`: of one addition of a pooling that follows spikes. `unrolled`: a graded value of k levels
+    costs k events.
     """
 
     row: LayerTrace

@@ -260,6 +260,8 @@ def row_terms(row: LayerTrace, prices: Prices, accounting: str, reuse_static: bo
 
 
 def _published(row: LayerTrace, prices: Prices) -> list[Term]:
+    if row.kind == "matmul":  # attention, which papers count as accumulates
+        return [adds(row.name, "compute", int(row.counts["syn"].sum()), prices)]
     if not row.is_weight_layer:
         return []
     if row.operand_class == "analogue":
@@ -342,6 +344,8 @@ def _ann_terms(
                 yield Term(row.name, "accumulators", 2 * count, accumulator, group)
                 queue, group = prices.event_bit()
                 yield Term(row.name, "communication", passes * row.n_inputs * moved, queue, group)
+        elif row.kind == "matmul":
+            yield from macs(row.name, "compute", passes * row.dense, prices, bits=activation_bits)
         elif row.kind == "norm" and not row.folded_into and accounting != "published":
             yield from macs(row.name, "compute", passes * row.n_inputs, prices)
         elif row.kind == "neuron" and accounting == "with-memory":

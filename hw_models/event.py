@@ -76,8 +76,10 @@ def cost(trace: EventTrace, chip: Hardware, precision: str, accounting: str, reu
     for row in trace.layers:
         if row.is_weight_layer and row.operand_class == "analogue" and chip.skips_zeros:
             terms += host_terms(row, host, accounting, reuse_static)
-        elif row.is_weight_layer:
+        elif row.is_weight_layer or (row.kind == "matmul" and not chip.skips_zeros):
             terms += synapse_terms(row, prices, accounting, chip.skips_zeros)
+        elif row.kind in ("matmul", "norm"):
+            terms += host_terms(row, host, accounting, reuse_static)
         elif row.kind == "neuron" and "neuron_update" in chip.constants and accounting != "published":
             c = prices.constant("neuron_update")
             terms.append(Term(row.name, "neurons", int(row.counts["updates"].sum()), interval(c), c.group, "updates"))
@@ -94,7 +96,7 @@ def ann_cost(trace: EventTrace, chip: Hardware, precision: str, accounting: str,
     prices = Prices(chip, precision)
     synop, terms = prices.constant("synop"), []
     for row in trace.layers:
-        if row.is_weight_layer:
+        if row.is_weight_layer or row.kind == "matmul":
             terms.append(Term(row.name, "compute", passes * row.dense, interval(synop), synop.group))
         elif row.kind == "neuron" and "neuron_update" in chip.constants and accounting != "published":
             c = prices.constant("neuron_update")

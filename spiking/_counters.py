@@ -276,7 +276,7 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
         abs_rows = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float64)
         if not bool(torch.isfinite(abs_rows).all()):
             raise FloatingPointError("the operand holds NaN or Inf")
-        levels = [_levels(step) for step in x.reshape(steps, -1)]
+        levels = [levels_of(step) for step in x.reshape(steps, -1)]
         counted = (flat != 0).to(torch.float32)
         nnz = counted.sum(1)
     syn = _product(counted, fan)
@@ -321,7 +321,7 @@ def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
     return np.sum(parts, axis=0)
 
 
-def _levels(step: Tensor) -> Levels:
+def levels_of(step: Tensor) -> Levels:
     """The levels of one step."""
     flat = step.reshape(-1)
     # A look at a few values settles most analogue operands; looking at all of them is slow.

@@ -105,7 +105,7 @@ class Recorder:
         self._fans: dict[tuple[str, tuple[int, ...]], tuple[int, Fans]] = {}
         self._windows: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._consumers: dict[str, set[str]] = {}
-        self._additions = Additions(self)
+        self._operations = Operations(self)
         self._reset()
 
     def __enter__(self) -> EventTrace:
@@ -118,7 +118,7 @@ class Recorder:
             self.trace.dtype, self.trace.device = str(first.dtype).removeprefix("torch."), str(first.device)
         self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for name, module, observe in _observed(self.model):
-            self._handles.append(module.register_forward_pre_hook(self._additions.step_in))
+            self._handles.append(module.register_forward_pre_hook(self._operations.step_in))
             self._handles.append(module.register_forward_hook(_hook(observe, self, name), with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(self._end, with_kwargs=True))
         return self.trace
@@ -129,7 +129,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._additions.stop()
+        self._operations.stop()
         self._reset()
 
     # one forward pass of the model
@@ -149,7 +149,7 @@ class Recorder:
             raise SpikingError(f"record: {type(model).__name__} was called without a dense tensor; expected [T, B, …].")
         self._input = x.detach()
         self._produced(x, INPUT)
-        self._additions.start()
+        self._operations.start()
         steps = self.stated_steps
         if steps is None:
             time_first = x.is_floating_point() or x.ndim != 2  # token indices [B, T] are the exception
@@ -159,7 +159,7 @@ class Recorder:
             self._batch = x.shape[1] if x.ndim > 1 and x.shape[0] == steps and x.is_floating_point() else x.shape[0]
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        self._additions.stop()
+        self._operations.stop()
         if not self._passes:
             raise SpikingError(f"record: {type(model).__name__} has no layer that can be counted (weights or neurons).")
         if self.trace.n_steps and self.trace.n_steps != self._steps:
@@ -537,9 +537,53 @@ class Recorder:
 
     def addition(self, a: Tensor, b: Tensor, y: Tensor) -> None:
         """An addition of two tensors of one shape, at least one of which a recorded layer made."""
-        makers = [self._maker(x) for x in (a, b)]
-        if not any(makers) or a.shape != b.shape or a.ndim < 2 or not a.is_floating_point():
+        if a.shape != b.shape:
             return
+        found = self._pair(a, b, "+", lambda key, left, right: LayerTrace(key, "add", "add", left, left, self._steps))
+        if found is None:
+            return
+        row, steps, seq_a, seq_b, _ = found
+        numel = math.prod(seq_a.shape[1:])
+        row.counts["in_numel"][steps] += numel
+        row.counts["add_ops"][steps] += numel
+        row.counts["add_ops_event"][steps] += ((seq_a != 0) & (seq_b != 0)).flatten(1).sum(1).cpu().numpy()
+        self._produced(y, row.name)
+
+    def product(self, a: Tensor, b: Tensor, y: Tensor) -> None:
+        """A matrix product of two activations [.., M, K] × [.., K, N], at least one of which a recorded layer made."""
+        if a.ndim < 3 or a.shape[:-2] != b.shape[:-2]:
+            return
+
+        def make(key: str, left: tuple[int, ...], right: tuple[int, ...]) -> LayerTrace:
+            dense = math.prod(left) * right[-1]
+            return LayerTrace(
+                key, "matmul", "matmul", left, (*left[:-1], right[-1]), self._steps,
+                config={"right_shape": right}, dense=dense, dense_padded=dense,
+            )  # fmt: skip
+
+        found = self._pair(a, b, "@", make)
+        if found is None or found[2].ndim < 4:
+            return
+        row, steps, left, right, done = found
+        x, w = left != 0, right != 0
+        row.counts["in_numel"][steps] += math.prod(left.shape[1:])
+        row.counts["in_nnz"][steps] += x.flatten(1).sum(1).cpu().numpy()
+        row.counts["syn"][steps] += (x.flatten(1).sum(1) * right.shape[-1]).cpu().numpy()
+        row.counts["syn_eff"][steps] += (w.flatten(1).sum(1) * left.shape[-2]).cpu().numpy()
+        both = x.sum(-2, dtype=torch.int64) * w.sum(-1, dtype=torch.int64)  # [t, B, *, K]
+        row.counts["and_ops"][steps] += both.flatten(1).sum(1).cpu().numpy()
+        done.levels += [counters.levels_of(step) for step in left]
+        for step in right:
+            row.levels_right = row.levels_right.join(counters.levels_of(step))
+        self._produced(y, row.name)
+
+    def _pair(
+        self, a: Tensor, b: Tensor, sign: str, make: Callable[[str, tuple[int, ...], tuple[int, ...]], LayerTrace]
+    ) -> tuple[LayerTrace, slice, Tensor, Tensor, Pass] | None:
+        """The row of an operation on two tensors [t, B, *] that some recorded layer made, or None if it is none."""
+        makers = [self._maker(x) for x in (a, b)]
+        if not any(makers) or a.ndim < 2 or not (a.is_floating_point() and b.is_floating_point()):
+            return None
         lead = (self._steps, self._batch)
         if tuple(a.shape[:2]) == lead:
             seq_a, seq_b = a, b
@@ -548,24 +592,23 @@ class Recorder:
         elif a.shape[0] == self._batch:
             seq_a, seq_b = a.unsqueeze(0), b.unsqueeze(0)
         else:
-            return
-        name = "+".join(maker or "(other)" for maker in makers)
-        shape = tuple(seq_a.shape[2:])
+            return None
+        name = sign.join(maker or "(other)" for maker in makers)
         running = self._passes.get(name)
         if running is not None and running.next_step + len(seq_a) > self._steps:
             name = f"{name}#{self._calls[name] + 1}"
-        done, steps = self.start(name, len(seq_a), lambda key: LayerTrace(key, "add", "add", shape, shape, self._steps))
+        shapes = tuple(seq_a.shape[2:]), tuple(seq_b.shape[2:])
+        done, steps = self.start(name, len(seq_a), lambda key: make(key, *shapes))
         done.row.operand_of = done.row.operand_of or tuple(maker for maker in makers if maker)
-        for maker in makers:
-            if maker:
-                self._consumers.setdefault(maker, set()).add(done.row.name)
-        c = done.row.counts
-        numel = math.prod(seq_a.shape[1:])
-        c["in_numel"][steps] += numel
-        c["add_ops"][steps] += numel
-        both = ((seq_a != 0) & (seq_b != 0)).flatten(1).sum(1)
-        c["add_ops_event"][steps] += both.cpu().numpy()
-        self._produced(y, done.row.name)
+        for maker in filter(None, makers):
+            self._consumers.setdefault(maker, set()).add(done.row.name)
+        return done.row, steps, seq_a.detach(), seq_b.detach(), done
+
+    def copied(self, x: Tensor, copy: Tensor) -> None:
+        """The copy has the maker of x, which is about to be overwritten."""
+        maker = self._maker(x)
+        if maker:
+            self._produced(copy, maker)
 
     def _maker(self, x: Tensor) -> str:
         found = self._producers.get(x.untyped_storage()._cdata)
@@ -574,10 +617,11 @@ class Recorder:
         return found.name
 
 
-class Additions(TorchFunctionMode):
-    """Sees every addition of two tensors outside of the watched layers, while a pass of the model runs."""
+class Operations(TorchFunctionMode):
+    """Sees additions and matrix products of two tensors outside of the watched layers, while a pass of the model runs."""
 
-    _KINDS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
+    _ADD = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
+    _PRODUCT = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -604,17 +648,17 @@ class Additions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        seen = not self.inside and func in self._KINDS and len(args) == 2 and not kwargs
-        if not seen or not all(isinstance(x, Tensor) for x in args):
+        adds, multiplies = func in self._ADD, func in self._PRODUCT
+        seen = not self.inside and (adds or multiplies) and len(args) == 2 and not kwargs
+        if not seen or not all(isinstance(x, Tensor) and not isinstance(x, nn.Parameter) for x in args):
             return func(*args, **kwargs)
         changed = func in (Tensor.add_, Tensor.__iadd__)
         a = args[0].detach().clone() if changed else args[0]
-        maker = self.recorder._producers.get(args[0].untyped_storage()._cdata) if changed else None
+        if changed:
+            self.recorder.copied(args[0], a)
         y = func(*args)
         with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
-            if maker is not None and maker.version == _version(args[0]) - 1:
-                self.recorder._produced(a, maker.name)
-            self.recorder.addition(a, args[1], y)
+            (self.recorder.addition if adds else self.recorder.product)(a, args[1], y)
         return y
 
 
@@ -698,7 +742,7 @@ def _hook(observe: Observe, recorder: Recorder, name: str) -> Callable[..., None
                 recorder.neuron(label, module, x, y, None if state is None else state.spikes)
             else:
                 observe(recorder, label, module, x, y)
-        recorder._additions.step_out()
+        recorder._operations.step_out()
 
     return seen
 

@@ -20,7 +20,7 @@ from spiking.trace import COUNTERS, OTHER_KINDS, WEIGHT_KINDS, Events, EventTrac
 
 FORMAT = "spiking-trace"
 SCHEMA = "1.1"
-"""1.1 added row_abs_w, active_rows and events; a file without them is read as it is."""
+"""1.1 added row_abs_w, active_rows, events and matmul rows; a file without them is read as it is."""
 _STATIC = ("params", "w_nnz", "w_abs_mean", "w_abs_max", "dense", "dense_padded")
 _MAX_BYTES = 2**30
 _FLAGS = ("bias", "train_mode", "repeated_input")
@@ -31,6 +31,7 @@ _USED = {  # counters a kind of layer has; the others are zero and not stored
     "maxpool": ("in_numel", "pool_cmps"),
     "norm": ("in_numel",),
     "add": ("in_numel", "add_ops", "add_ops_event"),
+    "matmul": ("in_numel", "in_nnz", "syn", "syn_eff", "and_ops"),
 }
 _WEIGHTS = ("in_numel", "in_nnz", "syn", "syn_eff", "bias_adds")
 
@@ -101,6 +102,8 @@ def _write_layer(group: h5py.Group, layer: LayerTrace) -> None:
     for name in ("config", "neuron", "operand_of"):
         group.attrs[name] = json.dumps(getattr(layer, name))
     group.attrs["levels"] = _pack_levels(layer.levels)
+    if layer.kind == "matmul":
+        group.attrs["levels_right"] = _pack_levels(layer.levels_right)
     for name in _USED.get(layer.kind, _WEIGHTS):
         _dataset(group, name, layer.counts[name])
     if layer.is_weight_layer:
@@ -269,6 +272,8 @@ def _read_layer(group: h5py.Group, n_steps: int) -> LayerTrace:
         operand_of=tuple(json.loads(a["operand_of"])),
         levels=_unpack_levels(a["levels"]),
     )
+    if "levels_right" in a:
+        layer.levels_right = _unpack_levels(a["levels_right"])
     if "levels_step" in a:
         layer.levels_step = [_unpack_levels(text) for text in json.loads(a["levels_step"])]
     if "row_abs_w" in group:
@@ -306,7 +311,7 @@ def _check_layer(layer: LayerTrace, trace: EventTrace, where: str) -> None:
         refuse("got an in_abs_sum that is not finite")
     if (c["syn"] > layer.dense * trace.n_samples).any():
         refuse(f"got {c['syn'].max()} synaptic operations of at most {layer.dense * trace.n_samples}")
-    if (c["syn_eff"] > c["syn"]).any():
+    if layer.kind != "matmul" and (c["syn_eff"] > c["syn"]).any():
         refuse("got more effective synaptic operations than synaptic operations")
     if (c["in_nnz"] > c["in_numel"]).any():
         refuse("got more non-zeros than elements")

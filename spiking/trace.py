@@ -41,7 +41,7 @@ COUNTERS = (
 )
 """Counters of a layer: int64, one value per time step, summed over the samples."""
 
-OTHER_KINDS = ("neuron", "avgpool", "maxpool", "norm", "add")
+OTHER_KINDS = ("neuron", "avgpool", "maxpool", "norm", "add", "matmul")
 WEIGHT_KINDS = (
     "linear",
     "conv1d",
@@ -91,6 +91,9 @@ class LayerTrace:
     `row_abs_w` float32 [inputs of one output, all groups]: Σ|w| over the outputs of each row of the weight matrix.
     `active_rows`: size of a block of such rows → (position, block) pairs with a non-zero operand over the run; `events`
     where each non-zero operand or spike was. Both only where `record` was asked for them.
+    A "matmul" row is a product [.., M, K] × [.., K, N] of two activations: `levels` are those of the left operand,
+    `levels_right` of the right one; `in_nnz` counts the left; `syn` and `syn_eff` are the additions if only the left or
+    only the right operand were spikes, `and_ops` the products in which both are not zero.
     """
 
     name: str
@@ -115,6 +118,7 @@ class LayerTrace:
     repeated_input: bool = False
     levels: Levels = field(default_factory=Levels)
     levels_step: list[Levels] = field(default_factory=list, repr=False)
+    levels_right: Levels = field(default_factory=Levels)
     counts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     in_abs_sum: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     spike_count: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
@@ -172,6 +176,10 @@ class LayerTrace:
     @property
     def ac(self) -> np.ndarray:
         """Accumulates per step: one per synaptic operation where the operand is spikes, signed or scaled spikes."""
+        if self.kind == "matmul":
+            sides = tuple(_are_spikes(levels) for levels in (self.levels, self.levels_right))
+            name = {(True, True): "and_ops", (True, False): "syn", (False, True): "syn_eff"}.get(sides)
+            return self.counts[name] if name else np.zeros(self.n_steps, np.int64)
         spikes = self.is_weight_layer and self.operand_class not in ("graded", "analogue")
         return self.counts["syn"] if spikes else np.zeros(self.n_steps, np.int64)
 
@@ -180,6 +188,9 @@ class LayerTrace:
         """Multiply-accumulates per step: one per event of a graded operand, every connection of an analogue one."""
         if self.kind == "norm":
             return np.zeros(self.n_steps, np.int64) if self.folded_into else self.counts["in_numel"]
+        if self.kind == "matmul":
+            neither = not (_are_spikes(self.levels) or _are_spikes(self.levels_right))
+            return self.dense * self.calls if neither else np.zeros(self.n_steps, np.int64)
         if not self.is_weight_layer or self.operand_class not in ("graded", "analogue"):
             return np.zeros(self.n_steps, np.int64)
         return self.counts["syn"] if self.operand_class == "graded" else self.dense * self.calls
@@ -216,6 +227,10 @@ class LayerTrace:
             return 0
         chances = int(self.counts["updates"].sum()) // self.spike_count.size
         return int((self.spike_count >= 0.9 * chances).sum()) if chances else 0
+
+
+def _are_spikes(levels: Levels) -> bool:
+    return levels.classify()[0] not in ("graded", "analogue")
 
 
 @dataclass
@@ -374,6 +389,7 @@ def join_layer(mine: LayerTrace, more: LayerTrace) -> None:
     mine.in_abs_sum = mine.in_abs_sum + more.in_abs_sum
     mine.spike_count = mine.spike_count + more.spike_count
     mine.levels = mine.levels.join(more.levels)
+    mine.levels_right = mine.levels_right.join(more.levels_right)
     mine.levels_step = [a.join(b) for a, b in zip(mine.levels_step, more.levels_step)]
     mine.repeated_input = mine.repeated_input and more.repeated_input
     mine.train_mode = mine.train_mode or more.train_mode
@@ -401,9 +417,9 @@ def record(
 ) -> Recorder:
     """Watch a model: every forward pass inside the `with` block adds its counts to the trace.
 
-    Weight layers (nn.Linear, nn.Conv*, nn.ConvTranspose*), poolings, norms, spiking neurons, and additions of two tensors
-    of one shape that such layers made, are seen wherever they sit in the model. Results of the model stay as they are,
-    bit for bit; several passes of the same number of steps are joined.
+    Weight layers (nn.Linear, nn.Conv*, nn.ConvTranspose*), poolings, norms, spiking neurons, and additions and matrix
+    products of two tensors of which such a layer made at least one, are seen wherever they sit in the model. Results of
+    the model stay as they are, bit for bit; several passes of the same number of steps are joined.
 
     Shapes: the model's first argument is [T, B, *]. A layer may get [T, B, *], [T·B, *], or one step [B, *] at a time.
     `steps` states T for a model whose input has no time axis (it repeats or encodes its input itself).

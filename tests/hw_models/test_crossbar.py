@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_nets import FOLDER, Frames
+from golden_nets import Frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.hw_models import crossbar
+from spiking.hw_models import crossbar, validation
 from spiking.hw_models.digital import Prices
 from torch import nn
 
@@ -17,8 +17,8 @@ import spiking
 from spiking import hw_models, record
 from spiking.errors import SpikingError
 
-XBAR = json.loads((FOLDER / "xbar.json").read_text())
-MODELS = json.loads((FOLDER / "models.json").read_text())
+XBAR = json.loads((validation.DATA / "xbar.json").read_text())
+MODELS = json.loads((validation.DATA / "models.json").read_text())
 
 
 @pytest.mark.parametrize("case", XBAR["tilings"], ids=lambda c: c["name"])

@@ -10,6 +10,7 @@ import torch
 from golden_nets import FOLDER, Frames, Neuron, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spiking.hw_models import validation
 from spiking.hw_models.digital import Prices
 from spiking.hw_models.energy import sample_energies
 from spiking.hw_models.intervals import Interval, Term, ratio_of, total
@@ -20,7 +21,7 @@ from spiking import EventTrace, hw_models, record
 from spiking.errors import SpikingError
 
 GOLDEN = {net["name"]: net for net in json.loads((FOLDER / "energy.json").read_text())}
-MODELS = json.loads((FOLDER / "models.json").read_text())
+MODELS = json.loads((validation.DATA / "models.json").read_text())
 CASES = [(name, e["precision"]) for name, net in GOLDEN.items() for e in net["estimates"]]
 
 

@@ -6,132 +6,94 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_nets import FOLDER, Frames, recorded
+from golden_nets import Frames, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.hw_models import mesh
+from spiking.hw_models import mesh, validation
 from spiking.hw_models.intervals import Interval
-from spiking.hw_models.mapping import Connectivity, Mesh, Projection, mesh_of, place
+from spiking.hw_models.mapping import Connectivity, mesh_of, place
 from torch import nn
 
 import spiking
 from spiking import hw_models, record
 from spiking.errors import SpikingError
-from spiking.trace import LayerTrace
 
-CASES = json.loads((FOLDER / "mesh.json").read_text())
-EMPTY = LayerTrace("", "", "linear", (1,), (1,), 1)
-
-
-class Case:
-    """A golden network: projections, spikes [steps, neurons] of each layer, and the constants that price them."""
-
-    def __init__(self, case: dict[str, Any]) -> None:
-        m = case["mesh"]
-        self.mesh = Mesh(m["width_tiles"], m["height_tiles"], m["cores_per_tile"])
-        self.expect, self.steps, self.simulator = case["expect"], case["steps"], case["simulator"]
-        self.cores = [np.array(c) for c in case["placement_core_of_neuron"]]
-        self.spikes = [
-            np.array([[int(s) for s in step] for step in layer.split("|")], float) for layer in case["spikes"]
-        ]
-        c = case["constants_pJ_ns"]
-        self.c = c
-        self.times = mesh.Times(
-            c["t_syn"], c["t_acc"], c["t_acc"] + c["t_upd"], c["t_spk"], c["t_out"], c["t_in"], c["t_ew"], c["t_ns"]
-        )
-        self.projections, self.source, self.links = [], [], case["connections"]
-        for link in case["connections"]:
-            source, target = link["src"], link["dst"]
-            used = sorted(set(self.cores[target].tolist()))
-            reach = np.zeros((len(used), len(self.cores[source])), np.int64)
-            for i, j, _ in link["src_dst_weight"]:
-                reach[used.index(self.cores[target][j]), i] += 1
-            self.projections.append(Projection(f"{source}", EMPTY, f"{target}", used, reach, self.cores[source]))
-            self.source.append(source)
+CASES = json.loads((validation.DATA / "mesh.json").read_text())
 
 
 @pytest.fixture(params=CASES, ids=lambda c: c["name"])
 def case(request):
-    return Case(request.param)
+    return request.param
 
 
 # golden networks
 
 
 def test_packets_and_hops_are_exact(case):
-    found = dict.fromkeys(("syn", "packets", "hops_x", "hops_y"), 0.0)
-    for projection, source in zip(case.projections, case.source):
-        r, counts = mesh.route(projection, case.mesh), case.spikes[source].sum(0)
-        for name, per_spike in zip(("packets", "hops_x", "hops_y", "syn"), r):
-            found[name] += float(counts @ per_spike)
-    assert found == {name: case.expect[name] for name in found}
+    found = validation.Placed(case).counts()
+    assert found == {name: case["expect"][name] for name in found}
 
 
-def test_prices_per_spike_are_the_golden_ones(case):
+def test_energies_are_those_of_the_simulator(case):
     """Energy of a spike of each neuron: what reads it, where its packets go, and what it costs at its neuron."""
-    c = case.c
-    prices = [np.zeros(len(cores)) for cores in case.cores]
-    for projection, source in zip(case.projections, case.source):
-        r = mesh.route(projection, case.mesh)
-        prices[source] += (
-            r.synops * c["e_syn"] + r.packets * (c["e_out"] + c["e_in"]) + r.hops_x * c["e_ew"] + r.hops_y * c["e_ns"]
-        )
+    placed, expect, c = validation.Placed(case), case["expect"], case["constants_pJ_ns"]
+    prices = placed.prices()
     for layer, values in enumerate(prices):
-        for n, value in enumerate(values + (c["e_spk"] if layer else 0.0)):
-            assert value == pytest.approx(case.expect["price_pJ_per_spike"][f"{layer}.{n}"], rel=1e-12)
-    spikes = sum(float(s.sum(0) @ p) for s, p in zip(case.spikes, prices))
-    neurons = case.expect["neuron_steps"] * c["e_acc"] + case.expect["active_neuron_steps"] * c["e_upd"]
-    fired = case.expect["spikes_lif"] * c["e_spk"]
-    assert spikes + neurons + fired == pytest.approx(case.expect["energy_pJ"]["total"], rel=1e-9)
-    assert spikes + neurons + fired == pytest.approx(case.simulator["energy_pJ"]["total"], rel=1e-9)
+        for n, value in enumerate(values):
+            assert value == pytest.approx(expect["price_pJ_per_spike"][f"{layer}.{n}"], rel=1e-12)
+    spikes = sum(float(s.sum(0) @ p) for s, p in zip(placed.spikes, prices))
+    neurons = expect["neuron_steps"] * c["e_acc"] + expect["active_neuron_steps"] * c["e_upd"]
+    assert spikes + neurons == pytest.approx(expect["energy_pJ"]["total"], rel=1e-9)
+    assert spikes + neurons == pytest.approx(case["simulator"]["energy_pJ"]["total"], rel=1e-9)
 
 
-def replay(case: Case) -> list[np.ndarray]:
+def replay(case: dict[str, Any], spikes: list[np.ndarray]) -> list[np.ndarray]:
     """Which neurons of each layer are active in each step: they have input or hold a potential. Spikes must come out again."""
-    layers = range(1, len(case.cores))
-    v = [np.zeros(len(c)) for c in case.cores]
-    inputs = [np.zeros(len(c)) for c in case.cores]
-    reached = [np.zeros(len(c), bool) for c in case.cores]
-    active = [np.zeros((case.steps, len(c)), bool) for c in case.cores]
-    for step in range(case.steps):
-        for k in layers:
+    steps, sizes = case["steps"], case["layer_sizes"]
+    v, inputs, reached = ([np.zeros(n) for n in sizes] for _ in range(3))
+    active = [np.zeros((steps, n), bool) for n in sizes]
+    for step in range(steps):
+        for k in range(1, len(sizes)):
             kept = np.trunc(0.75 * v[k] * 64) / 64 if step else v[k]
-            active[k][step] = reached[k] | (v[k] != 0)
+            active[k][step] = (reached[k] != 0) | (v[k] != 0)
             h = kept + inputs[k]
             fires = h > 1.0
-            assert (fires == case.spikes[k][step]).all()
+            assert (fires == spikes[k][step]).all()
             v[k] = np.where(fires, 0.0, h)
-            inputs[k], reached[k] = np.zeros(len(v[k])), np.zeros(len(v[k]), bool)
-        for link in case.links:
+            inputs[k], reached[k] = np.zeros(sizes[k]), np.zeros(sizes[k])
+        for link in case["connections"]:
             for i, j, weight in link["src_dst_weight"]:
-                if case.spikes[link["src"]][step, i]:
+                if spikes[link["src"]][step, i]:
                     inputs[link["dst"]][j] += weight
-                    reached[link["dst"]][j] = True
+                    reached[link["dst"]][j] = 1
     return active
 
 
 def test_step_times_are_the_golden_ones(case):
     """The overlapped time is the simulator's simple one; its detailed one lies between overlapped and serial."""
-    t, n = case.times, 1 + max(int(c.max()) for c in case.cores)
-    generate, receive, longest = np.zeros((case.steps, n)), np.zeros((case.steps, n)), np.zeros(case.steps)
-    active = replay(case)
-    assert [sum(int(a[step].sum()) for a in active) for step in range(case.steps)] == case.expect["active_per_step"]
-    for layer, cores in enumerate(case.cores[1:], 1):
-        busy = np.where(active[layer], t.active, t.idle) + case.spikes[layer] * t.spike
-        for step in range(case.steps):
+    placed, c, steps = validation.Placed(case), case["constants_pJ_ns"], case["steps"]
+    t = mesh.Times(
+        c["t_syn"], c["t_acc"], c["t_acc"] + c["t_upd"], c["t_spk"], c["t_out"], c["t_in"], c["t_ew"], c["t_ns"]
+    )
+    n = 1 + max(int(cores.max()) for cores in placed.cores)
+    generate, receive, longest = np.zeros((steps, n)), np.zeros((steps, n)), np.zeros(steps)
+    active = replay(case, placed.spikes)
+    assert [sum(int(a[step].sum()) for a in active) for step in range(steps)] == case["expect"]["active_per_step"]
+    for layer, cores in enumerate(placed.cores[1:], 1):
+        busy = np.where(active[layer], t.active, t.idle) + placed.spikes[layer] * t.spike
+        for step in range(steps):
             np.add.at(generate[step], cores, busy[step])
-    for projection, source in zip(case.projections, case.source):
-        sent, got, path = mesh.load_of(projection, case.spikes[source], t, case.mesh)
-        for whole, part in ((generate, sent), (receive, got)):
-            for core, seconds in part.items():
-                whole[:, core] += seconds
-        longest = np.maximum(longest, path)
-    low, high = (seconds + case.c["t_sync"] for seconds in mesh.step_times(generate, receive, longest))
-    np.testing.assert_allclose(low, case.expect["latency_ns_per_step_overlapped"], rtol=1e-12)
-    np.testing.assert_allclose(low, case.simulator["sim_time_ns_simple_per_step"], rtol=1e-12)
-    np.testing.assert_allclose(high, case.expect["latency_ns_per_step_serial"], rtol=1e-12)
-    assert low.sum() <= case.simulator["sim_time_ns_detailed"] * (1 + 1e-12)
-    assert case.simulator["sim_time_ns_detailed"] <= high.sum() * (1 + 1e-12)
+    for source, _, projection in placed.links:
+        traffic = mesh.Traffic(projection, placed.spikes[source], placed.mesh)
+        generate[:, traffic.source_cores] += traffic.sent * t.packet_out
+        receive[:, traffic.cores] += traffic.receive(t)
+        longest = np.maximum(longest, traffic.path(t))
+    low, high = (seconds + c["t_sync"] for seconds in mesh.step_times(generate, receive, longest))
+    np.testing.assert_allclose(low, case["expect"]["latency_ns_per_step_overlapped"], rtol=1e-12)
+    np.testing.assert_allclose(low, case["simulator"]["sim_time_ns_simple_per_step"], rtol=1e-12)
+    np.testing.assert_allclose(high, case["expect"]["latency_ns_per_step_serial"], rtol=1e-12)
+    detailed = case["simulator"]["sim_time_ns_detailed"]
+    assert low.sum() * (1 - 1e-12) <= detailed <= high.sum() * (1 + 1e-12)
 
 
 # connectivity
