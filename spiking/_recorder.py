@@ -7,7 +7,7 @@ import math
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -110,6 +110,9 @@ class Recorder:
 
     def __enter__(self) -> EventTrace:
         self.trace.model_hash = model_hash(self.model)
+        stated: Any = getattr(self.model, "precision", None)
+        if is_dataclass(stated) and not isinstance(stated, type):
+            self.trace.precision = {name: _plain(value) for name, value in asdict(stated).items()}
         first = next(self.model.parameters(), None)
         if first is not None:
             self.trace.dtype, self.trace.device = str(first.dtype).removeprefix("torch."), str(first.device)

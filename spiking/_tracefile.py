@@ -73,6 +73,7 @@ def _write(file: h5py.File, trace: EventTrace) -> None:
             "dtype": trace.dtype,
             "device": trace.device,
             "merged_from": json.dumps(trace.merged_from),
+            "precision": json.dumps(trace.precision),
             "units": json.dumps(dict.fromkeys((*COUNTERS, *_ARRAYS), "1")),
         }
     )
@@ -210,6 +211,7 @@ def _read(file: h5py.File) -> EventTrace:
         created=str(a["created_utc"]),
         software=json.loads(a["software"]),
         merged_from=json.loads(a["merged_from"]),
+        precision=_read_precision(a.get("precision", "{}")),
     )
     layers = file["layers"]
     trace.layers = [_read_layer(layers[key], trace.n_steps) for key in sorted(layers)]
@@ -232,6 +234,19 @@ def _read(file: h5py.File) -> EventTrace:
             )
         )
     return trace
+
+
+def _read_precision(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if found:
+        bits = (found["weight_bits"], found["state_bits"])
+        if not all(isinstance(b, int) and 2 <= b <= 32 for b in bits):
+            raise ValueError(f"it states a precision of {bits[0]} and {bits[1]} bits")
+        accuracy = found["accuracy"]
+        if accuracy is not None and not 0 <= float(accuracy) <= 1:
+            raise ValueError(f"it states an accuracy of {accuracy}")
+        found = {name: found[name] for name in ("weight_bits", "state_bits", "accuracy", "samples")}
+    return found
 
 
 def _read_layer(group: h5py.Group, n_steps: int) -> LayerTrace:

@@ -100,6 +100,10 @@ class Neuron(nn.Module, ABC):
         s, after = self(x_t.unsqueeze(0), state=state, return_state=True)
         return s.squeeze(0), after
 
+    def stored(self, v: Tensor) -> Tensor:
+        """A membrane potential as the neuron keeps it between two steps: as it is, unless its precision is limited."""
+        return v
+
     def _rows(self, state: NeuronState, x: Tensor) -> Tensor:
         if not isinstance(state, self.state_type):
             raise SpikingError(

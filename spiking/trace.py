@@ -263,7 +263,9 @@ class EventTrace:
     """Counters of a run, layer by layer in the order of execution, with where they come from.
 
     `layers` holds one `LayerTrace` per row; `recordings` the samples kept whole; `software` the versions; `model_hash`
-    the sha256 of the weights. Save with `save`, read with `load`, join runs of one model with `merge`.
+    the sha256 of the weights, `precision` the model's bits and the accuracy measured at them (`weight_bits`, `state_bits`,
+    `accuracy`, `samples`), if the model states them as `model.precision`. Save with `save`, read with `load`, join runs of
+    one model with `merge`.
 
     >>> import torch, spiking
     >>> model = torch.nn.Linear(6, 4)
@@ -290,6 +292,7 @@ class EventTrace:
     created: str = ""
     software: dict[str, str] = field(default_factory=dict)
     merged_from: list[str] = field(default_factory=list)
+    precision: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LayerTrace:
         """The row of that name."""

@@ -43,7 +43,7 @@ ROWS = (
     {"models"},
     {"training", "convert", "hw_models", "datasets", "hub", "explain"},
     {"engine"},
-    {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt"},
+    {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt", "fold"},
     {"functional"},
     {"cuda_kernels"},
 )

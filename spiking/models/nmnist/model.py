@@ -69,7 +69,7 @@ class NMNISTNet(
         spikes, output_state = self.output(current, state=output_state, return_state=True)
         found: list[Any] = [spikes]
         if return_membrane:
-            found.append(integrate(current, self.config.output_beta))
+            found.append(integrate(current, self.config.output_beta, self.output.stored))
         if return_state:
             found.append((body_state, output_state))
         return tuple(found) if len(found) > 1 else spikes
@@ -92,12 +92,12 @@ class NMNISTNet(
         return membrane.float().mean(0)
 
 
-def integrate(current: Tensor, beta: float) -> Tensor:
-    """The membrane of a leaky integrator that never fires: v[t] = beta·v[t-1] + current[t]; [T, B, *] -> [T, B, *]."""
+def integrate(current: Tensor, beta: float, stored: Callable[[Tensor], Tensor]) -> Tensor:
+    """The membrane of a leaky integrator that never fires: v[t] = stored(beta·v[t-1] + current[t]); [T, B, *] -> [T, B, *]."""
     v = torch.zeros_like(current[0])
     steps = []
     for x in current:
-        v = beta * v + x
+        v = stored(beta * v + x)
         steps.append(v)
     return torch.stack(steps)
 
