@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
 
-from spiking.cuda_kernels import cost, event_linear_ops
+from spiking.cuda_kernels import cost, event_conv_ops, event_linear_ops
 from spiking.cuda_kernels.cuda import event as cuda_event
 from spiking.cuda_kernels.pool_ops import pool_moments
 from spiking.errors import SpikingError
@@ -83,7 +83,11 @@ class Linear(nn.Linear):
 class Conv2d(nn.Conv2d):
     """torch's 2-d convolution at every time step.
 
-    Shapes: x [T, B, C_in, H, W] -> [T, B, C_out, H', W']; [B, C_in, H, W] is one time step.
+    Only spikes are multiplied where that is quicker (see `event_driven`); the choice changes results by the order of summation only.
+    With dilation, or padding by anything but a number of zeros, it is torch's convolution.
+
+    Shapes: x [T, B, C_in, H, W] -> [T, B, C_out, H', W']; [B, C_in, H, W] is one time step.   Dtype: the weight's; spikes may be
+    integers or bools.
     Errors: SpikingError for another number of axes or channels.
 
     >>> Conv2d(2, 12, 5)(torch.zeros(6, 1, 2, 34, 34)).shape
@@ -96,7 +100,22 @@ class Conv2d(nn.Conv2d):
                 f"Conv2d: got input of shape {_shape(input)}; expected {self.in_channels} channels on the third axis "
                 "from the end."
             )
-        return _images(self, input, super().forward)
+        if not input.is_floating_point():
+            input = input.to(self.weight.dtype)
+        return _images(self, input, self._convolved if self.sums_spikes else super().forward)
+
+    @property
+    def sums_spikes(self) -> bool:
+        """Whether the event-driven kernels know this kind of convolution."""
+        return self.padding_mode == "zeros" and self.dilation == (1, 1) and not isinstance(self.padding, str)
+
+    def _convolved(self, images: Tensor) -> Tensor:
+        return event_conv_ops.conv2d(images, self.weight, self.bias, *self.call)
+
+    @property
+    def call(self) -> tuple[list[int], list[int], int]:
+        """Stride, padding and groups, as the kernels take them."""
+        return list(self.stride), list(self.padding), self.groups  # type: ignore[arg-type]
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -286,6 +305,19 @@ class TDBatchNorm2d(_ThresholdScaled):
         return _images(self, input, self._normalise)
 
 
+def _fuses_conv(conv: nn.Module, norm: nn.Module, pool: nn.Module, x: Tensor) -> bool:
+    """Whether training may run a convolution with the normalisation and pooling after it."""
+    if torch.compiler.is_compiling() or not (isinstance(conv, Conv2d) and conv.sums_spikes and conv.bias is None and x.dim() == 5):
+        return False
+    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or x.shape[2] != conv.in_channels:
+        return False
+    high, wide = (
+        (size + 2 * pad - kernel) // step + 1
+        for size, pad, kernel, step in zip(x.shape[3:], conv.padding, conv.kernel_size, conv.stride)
+    )
+    return min(high, wide) > 0 and _fuses(norm, pool, x.new_empty(1).expand(*x.shape[:2], conv.out_channels, high, wide))
+
+
 def _fuses(norm: nn.Module, pool: nn.Module, x: Tensor) -> bool:
     """Whether training may run batch normalisation and the average pooling after it in one pass each way."""
     if not (isinstance(norm, BatchNorm2d) and isinstance(pool, AvgPool2d) and norm.training and x.dim() == 5):
@@ -298,10 +330,26 @@ def _fuses(norm: nn.Module, pool: nn.Module, x: Tensor) -> bool:
     return plain and not watched and fits and x.dtype in (torch.float32, torch.float64) and x.numel() > x.shape[2]
 
 
+def _conv_norm_pool(conv: Conv2d, norm: BatchNorm2d, pool: AvgPool2d, x: Tensor) -> Tensor:
+    """pool(norm(conv(x))); from the spikes of x where that is quicker, without ever holding all of conv(x)."""
+    images = x.flatten(0, 1)
+    found = event_conv_ops.spikes_for(images, conv.weight, None, *conv.call)
+    if found is None:
+        return _norm_then_pool(norm, pool, _images(conv, x, super(Conv2d, conv).forward))
+    _, images, g, spikes = found
+    window = pool.kernel_size
+    pooled, moments = event_conv_ops.event_conv_pool(images, conv.weight, spikes.masks, spikes.ones, *conv.call, window)
+    return _normalised(norm, pooled, moments, g.images * g.out_height * g.out_width).unflatten(0, x.shape[:2])
+
+
 def _norm_then_pool(norm: BatchNorm2d, pool: AvgPool2d, x: Tensor) -> Tensor:
     """pool(norm(x)), with the normalisation applied to the pooled images: the mean of a window of a·x + b is a·mean + b."""
     pooled, moments = pool_moments(x.flatten(0, 1), pool.kernel_size)
-    n = x.numel() // x.shape[2]
+    return _normalised(norm, pooled, moments, x.numel() // x.shape[2]).unflatten(0, x.shape[:2])
+
+
+def _normalised(norm: BatchNorm2d, pooled: Tensor, moments: Tensor, n: int) -> Tensor:
+    """The pooled images normalised by the moments of what was pooled, n numbers a channel."""
     mean = moments[0] / n
     variance = (moments[1] / n - mean * mean).clamp(min=0)
     scale = norm.weight.double() * (variance + norm.eps).rsqrt()
@@ -310,8 +358,8 @@ def _norm_then_pool(norm: BatchNorm2d, pool: AvgPool2d, x: Tensor) -> Tensor:
         norm.num_batches_tracked.add_(1)  # type: ignore[union-attr, operator]
         for running, now in ((norm.running_mean, mean), (norm.running_var, variance * n / (n - 1))):
             running.lerp_(now.to(running.dtype), norm.momentum)  # type: ignore[union-attr, arg-type]
-    scale, shift = (v.to(x.dtype)[:, None, None] for v in (scale, shift))
-    return torch.addcmul(shift, pooled, scale).unflatten(0, x.shape[:2])
+    scale, shift = (v.to(pooled.dtype)[:, None, None] for v in (scale, shift))
+    return torch.addcmul(shift, pooled, scale)
 
 
 # torch's layers that take the time axis for another one; with how many axes, and what to use instead.
@@ -343,6 +391,19 @@ def _drives(layer: nn.Module, following: nn.Module, x: Tensor) -> bool:
     return type(layer) is Linear and hasattr(following, "after_linear") and not watched
 
 
+def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[Any, ...] | None:
+    """What the first few layers give in one pass, with the state of each; None where the first runs by itself."""
+    if len(layers) > 2 and _fuses_conv(*layers[:3], x):
+        return _conv_norm_pool(*layers[:3], x), None, None, None
+    if len(layers) > 1 and _fuses(*layers[:2], x):
+        return _norm_then_pool(*layers[:2], x), None, None
+    if len(layers) > 1 and _drives(*layers[:2], x):
+        linear, neuron = layers[:2]
+        both = neuron.after_linear(x, linear.weight, linear.bias, states[1])
+        return None if both is None else (both[0], None, both[1])
+    return None
+
+
 class Sequential(nn.Sequential):
     """Layers and neurons one after the other, with their states in the caller's hands.
 
@@ -360,21 +421,14 @@ class Sequential(nn.Sequential):
     def forward(self, input: Tensor, state: tuple[Any, ...] | None = None, return_state: bool = False) -> Any:
         x = input
         after: list[Any] = []
-        layers = list(zip(self.named_children(), self._states(state), strict=True))
-        done: tuple[Any] | None = None  # the state of a layer that ran together with the one before it
-        for i, ((name, layer), before) in enumerate(layers):
+        names, layers, states = [*self._modules], [*self.children()], self._states(state)
+        done: list[Any] = []  # the states of layers that ran together with one before them
+        for i, (name, layer, before) in enumerate(zip(names, layers, states)):
             try:
-                following: Any = layers[i + 1][0][1] if i + 1 < len(layers) else None
-                if done is not None:
-                    (new,), done = done, None
-                elif following is not None and _fuses(layer, following, x):
-                    x, new, done = _norm_then_pool(layer, following, x), None, (None,)  # type: ignore[arg-type]
-                elif (
-                    following is not None
-                    and _drives(layer, following, x)
-                    and (both := following.after_linear(x, layer.weight, layer.bias, layers[i + 1][1])) is not None
-                ):
-                    x, new, done = both[0], None, (both[1],)
+                if done:
+                    new = done.pop(0)
+                elif (together := _together(layers[i:], states[i:], x)) is not None:
+                    x, new, *done = together
                 elif not hasattr(layer, "step"):
                     _refuse_timeless(layer, x)
                     x, new = layer(x), None
