@@ -319,7 +319,7 @@ def _hits(x: Tensor, unrolled: bool) -> tuple[str, Tensor]:
     plain = x.detach()
     if counters.count_equal(plain, 0.0, 1.0) == plain.numel():
         return "spikes", x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
-    kind, scale = counters._levels(plain).classify()
+    kind, scale = counters.levels_of(plain).classify()
     nonzero = plain != 0
     counted = nonzero.sum(0).double()
     if kind == "analogue":
