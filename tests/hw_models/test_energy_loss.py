@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from golden_nets import build
-from spiking.hw_models import energy_loss, validation
+from spiking.hw_models import energy_loss
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -20,7 +20,7 @@ from spiking.errors import SpikingError
 
 CHIPS = hw_models.available()
 ACCOUNTINGS = ("published", "operations", "with-memory")
-GOLDEN = json.loads((validation.DATA / "models.json").read_text())["regulariser"]
+GOLDEN = json.loads((Path(hw_models.__file__).parent / "expected" / "models.json").read_text())["regulariser"]
 
 
 def dynamic(model: nn.Module, x: Tensor, chip: Any, **options: Any) -> float:
