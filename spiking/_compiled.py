@@ -30,7 +30,7 @@ _version_of = operator.attrgetter("_version")
 class Snapshot:
     """What plans were made from: tensors by identity, version and address, numbers and rules by identity. `holds` runs at every call."""
 
-    __slots__ = ("_addresses", "_ids", "_keys", "_objects", "_tables", "_tensors", "_versions")
+    __slots__ = ("_addresses", "_ids", "_objects", "_places", "_tensors", "_versions")
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         found: list[tuple[dict[str, Any], str, Any]] = []
@@ -38,7 +38,8 @@ class Snapshot:
             for table in (module._parameters, module._buffers):
                 found += [(table, key, value) for key, value in table.items() if key != "num_batches_tracked"]
             found += [(module.__dict__, key, module.__dict__[key]) for key in _FOLLOWED if key in module.__dict__]
-        self._tables, self._keys, self._objects = ([entry[k] for entry in found] for k in range(3))
+        self._places = [(table, key) for table, key, _ in found]
+        self._objects = [value for _, _, value in found]
         self._ids = list(map(id, self._objects))
         self._tensors = [value for value in self._objects if isinstance(value, Tensor)]
         # Tensors made in inference mode count no versions: what holds one never holds.
@@ -51,7 +52,7 @@ class Snapshot:
             self._versions is not None
             and list(map(_version_of, self._tensors)) == self._versions
             and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
-            and list(map(id, map(dict.get, self._tables, self._keys))) == self._ids
+            and [id(table.get(key)) for table, key in self._places] == self._ids
         )
 
 
