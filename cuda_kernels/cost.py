@@ -87,18 +87,21 @@ def terms(work: Work, nonzeros: int | None = None) -> list[float]:
     return [1.0, work.inputs, work.outputs, nonzeros, *(synops * share for share in grid)]
 
 
-def choose(work: Work, nonzeros: int) -> Choice:
-    """Predict both times of a call in which `nonzeros` of the inputs are not zero, and say which to take."""
+def choose(work: Work, nonzeros: int, extra_s: float = 0.0) -> Choice:
+    """Predict both times of a call in which `nonzeros` of the inputs are not zero, and say which to take.
+
+    `extra_s` are seconds that the event-driven side would have to spend besides, such as `packing`.
+    """
     constants = rates(work.kind, work.item, work.threads)
     dense_s, event_s = _sum(constants.dense, terms(work)), _sum(constants.event, terms(work, nonzeros))
-    return Choice(event_s * MARGIN < dense_s, event_s, dense_s)
+    return Choice((event_s + extra_s) * MARGIN < dense_s, event_s, dense_s)
 
 
 @functools.lru_cache(maxsize=4096)
 def most_spikes(work: Work, extra_s: float = 0.0) -> int:
     """The largest number of non-zero inputs at which the event-driven kernel is predicted to win; -1 where it never does.
 
-    `extra_s` are seconds that it would have to spend besides, such as `packing`.
+    `extra_s` as in `choose`.
     """
     constants = rates(work.kind, work.item, work.threads)
     fixed = _sum(constants.event, terms(work, 0)) + extra_s
@@ -188,11 +191,7 @@ def _read(path: Path) -> dict[str, Rates]:
         found: dict[str, Any] = json.loads(path.read_text())
         if found["version"] != VERSION:
             return {}
-        return {
-            name: Rates(tuple(map(float, kind["dense"])), tuple(map(float, kind["event"])), float(kind["pack"]))
-            for name, kind in found["kinds"].items()
-            if len(kind["dense"]) == 3 + len(ROWS) * len(BYTES) and len(kind["event"]) == 4 + len(ROWS) * len(BYTES)
-        }
+        return {name: _checked(kind) for name, kind in found["kinds"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
@@ -201,3 +200,11 @@ def _read(path: Path) -> dict[str, Rates]:
             stacklevel=2,
         )
         return {}
+
+
+def _checked(kind: dict[str, Any]) -> Rates:
+    dense, event = (tuple(float(c) for c in kind[side]) for side in ("dense", "event"))
+    grid = len(ROWS) * len(BYTES)
+    if (len(dense), len(event)) != (3 + grid, 4 + grid):
+        raise ValueError(f"{len(dense)} and {len(event)} constants instead of {3 + grid} and {4 + grid}")
+    return Rates(dense, event, float(kind["pack"]))

@@ -6,7 +6,8 @@ The weight gradient touches active inputs only, through `spiking::event_weight_g
 
 Weights are read in panels (cpu/event_linear_api.h). They live as long as their weight and are made anew when its version counter, its
 memory, or one of a few weights that are looked at has changed: an optimiser step, load_state_dict and in-place edits are always seen;
-edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) only where they touch one of those few.
+edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) in weights up to 32 KB, in larger ones only where they touch
+one of those few.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from torch.nn import functional as tf
 from spiking.errors import SpikingError
 
 from . import backend, cost, driven, memory
+from .cuda import event as cuda_event
 from .ops import _library as library
 
-__all__ = ["event_linear", "linear", "release"]
+__all__ = ["choice", "event_linear", "linear", "linear_neurons", "release"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _NO_LIMIT = 1 << 62
+_CALLS = 8  # how many calls without gradients a weight is assumed to serve before it changes; they share the cost of packing it
 _LARGEST = (1 << 32) - 64  # inputs of a row: their indices are 32-bit numbers
 
 library.define("event_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? bits, bool ones, bool always) -> Tensor")
@@ -41,16 +44,15 @@ library.define(
 
 
 class _Panels:
-    """What is known of one weight: its panels once they were worth making, and the seconds that they would have saved so far."""
+    """The panels of one weight as it was at its mark."""
 
-    __slots__ = ("finite", "mark", "missed", "of", "panels")
+    __slots__ = ("finite", "mark", "of", "panels")
 
     def __init__(self, weight: Tensor, mark: tuple[Any, ...], forget: Callable[[Any], None] | None) -> None:
         self.of = weakref.ref(weight, forget)
         self.mark = mark
         self.panels: Tensor | None = None
         self.finite = True
-        self.missed = 0.0
 
 
 _known: dict[int, _Panels] = {}
@@ -58,17 +60,21 @@ _known: dict[int, _Panels] = {}
 
 def _panels_of(module: Any, weight: Tensor) -> _Panels:
     """The entry of a weight as it is now; its panels may still have to be made."""
-    strides = weight.stride()
-    gapless = weight.is_contiguous() or strides == (1, weight.shape[0])
-    if not gapless or weight.is_inference():  # the latter has no version counter, so nothing can be remembered of it
+    if not _keeps(weight):
         return _Panels(weight, (), None)
-    key, address = id(weight), weight.data_ptr()
-    sample = module.event_sample(address, weight.numel() * weight.dtype.itemsize)
+    key, address, strides = id(weight), weight.data_ptr(), weight.stride()
+    # Memory of a device is not looked at: the host would have to wait for it.
+    sample = 0 if module is None else module.event_sample(address, weight.numel() * weight.dtype.itemsize)
     mark = (weight._version, address, strides, sample)
     known = _known.get(key)
     if known is None or known.mark != mark or known.of() is not weight:
         known = _known[key] = _Panels(weight, mark, lambda dead: _forget(key, dead))
     return known
+
+
+def _keeps(weight: Tensor) -> bool:
+    """Whether panels can be kept for later calls: inference tensors have no version counter that would tell when they are stale."""
+    return (weight.is_contiguous() or weight.stride() == (1, weight.shape[0])) and not weight.is_inference()
 
 
 def _forget(key: int, dead: Any) -> None:
@@ -78,8 +84,16 @@ def _forget(key: int, dead: Any) -> None:
 
 
 def _packed(module: Any, entry: _Panels, weight: Tensor) -> Tensor | None:
-    """The panels of a weight, made now if need be; None where it holds infinity or NaN, which reach a result even through zeros."""
-    if entry.panels is None and entry.finite:
+    """The panels of a weight, made now if need be; None where it holds infinity or NaN, which reach a result even through zeros.
+
+    Without a module the weight is a CUDA device's, and its panels are those of cuda/event.py.
+    """
+    if entry.panels is None and entry.finite and module is None:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return None  # nothing may wait now; a call before the capture makes them
+        entry.finite = bool(torch.isfinite(weight).all())
+        entry.panels = cuda_event.transposed(weight) if entry.finite else None
+    elif entry.panels is None and entry.finite:
         outputs, inputs = weight.shape
         panels = _panels_like(weight, inputs, outputs)
         entry.finite = module.event_panels(
@@ -127,15 +141,24 @@ def _rows_of(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def _work(kind: str, x: Tensor, outputs: int) -> cost.Work:
-    inputs = x.shape[-1]
-    return cost.Work.linear(x.numel() // inputs, inputs, outputs, x.dtype.itemsize, backend.threads(), kind)
+def _work(x: Tensor, weight: Tensor) -> tuple[cost.Work, float]:
+    """What a call without gradients computes, and the seconds of packing that are put on its account."""
+    outputs, inputs = weight.shape
+    work = cost.Work.linear(x.numel() // inputs, inputs, outputs, weight.dtype.itemsize, backend.threads())
+    # Whether panels are at hand must not decide: the same call has to give the same bits each time.
+    return work, cost.packing(work) / (_CALLS if _keeps(weight) else 1)
 
 
-def _training_limit(x: Tensor, outputs: int) -> int:
+def _training_limit(rows: int, inputs: int, outputs: int, item: int) -> int:
     """The most spikes at which forward pass and weight gradient win, though the weights are new and must be packed."""
-    work = _work("linear_training", x, outputs)
+    work = cost.Work.linear(rows, inputs, outputs, item, backend.threads(), "linear_training")
     return cost.most_spikes(work, cost.packing(work))
+
+
+def choice(x: Tensor, weight: Tensor) -> cost.Choice:
+    """What the cost model says of x·Wᵀ without gradients, for x as it is."""
+    work, packing = _work(x, weight)
+    return cost.choose(work, int(x.count_nonzero()), packing)
 
 
 def _count(module: Any, x: Tensor, limit: int, bits: Tensor | None = None) -> int:
@@ -157,20 +180,13 @@ def _forward(
 ) -> Tensor | None:
     """y from the spikes of x; None where the dense product is the better (or only right) choice."""
     limit = _NO_LIMIT
-    entry = _panels_of(module, weight)
     if not always:
-        work = _work("linear", x, weight.shape[0])
-        limit = cost.most_spikes(work)
+        limit = cost.most_spikes(*_work(x, weight))
         if limit < 0:
             return None
-        if entry.panels is None and entry.finite:
-            found = _count(module, x, limit)
-            if found < 0:
-                return None
-            choice = cost.choose(work, found // 2)
-            entry.missed += choice.dense_s - choice.event_s
-            if entry.missed < cost.packing(work):  # make panels once they would have paid for themselves
-                return None
+    entry = _panels_of(module, weight)
+    if entry.panels is None and not always and _count(module, x, limit) < 0:
+        return None
     panels = _packed(module, entry, weight)
     if panels is None:
         return None
@@ -199,8 +215,9 @@ def _forward(
 def _event_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
 ) -> Tensor:
-    module = _compiled_for(x, weight)
-    y = None if module is None else _forward(module, x, weight, bias, bits, ones, always)
+    mode = "always" if always else driven.mode()
+    module = _compiled_for(x, weight) if mode != "never" else None
+    y = None if module is None else _forward(module, x, weight, bias, bits, ones, mode == "always")
     return tf.linear(x, weight, bias) if y is None else y
 
 
@@ -210,9 +227,11 @@ def _event_weight_grad(
     grads = grad_y.reshape(-1, grad_y.shape[-1])
     n, outputs = grads.shape
     rows = None if x is None else _rows_of(x)
-    module = _compiled() if grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() else None
+    mode = "always" if always or bits is not None else driven.mode()
+    fits = grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() > 0 and mode != "never"
+    module = _compiled() if fits else None
     if module is not None and bits is None and rows is not None:
-        limit = _NO_LIMIT if always else _training_limit(rows, outputs)
+        limit = _NO_LIMIT if mode == "always" else _training_limit(n, in_features, outputs, grads.dtype.itemsize)
         counted = _bits_for(rows)
         found = _count(module, rows, limit, counted) if limit >= 0 else -1
         bits, ones = (counted, bool(found & 1)) if found >= 0 else (None, False)
@@ -309,7 +328,10 @@ torch.library.register_autograd("spiking::event_weight_grad", _grad_backward, se
 
 def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x·Wᵀ + b from the non-zeros of x, whatever their number; see `functional.event_linear`."""
-    if _plain(x):
+    if cuda_event.here(x) and not torch.compiler.is_compiling():
+        y = _on_cuda(x, weight, bias, True)
+        return tf.linear(x, weight, bias) if y is None else y
+    if not torch.compiler.is_compiling() and _plain(x):
         module = _compiled_for(x, weight)
         if module is not None and not _learns(x, weight, bias):
             y = _forward(module, x, weight, bias, None, False, True)
@@ -326,6 +348,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.ops.spiking.event_linear(x, weight, bias, None, False, False)
     mode = driven.mode()
+    if cuda_event.here(x):
+        y = None if mode == "never" else _on_cuda(x, weight, bias, mode == "always")
+        return tf.linear(x, weight, bias) if y is None else y
     if mode == "always" and not torch.is_autocast_enabled(x.device.type):
         return event_linear(x, weight, bias)
     module = _compiled_for(x, weight) if mode != "never" and _plain(x) else None
@@ -335,13 +360,54 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = _forward(module, x, weight, bias, None, False, False)
         return tf.linear(x, weight, bias) if y is None else y
     # A weight that does not learn would gain in the forward pass alone, which rarely pays for an operator with a backward of its own.
-    limit = _training_limit(x, weight.shape[0]) if weight.requires_grad else -1
+    outputs, inputs = weight.shape
+    learns = weight.requires_grad
+    limit = _training_limit(x.numel() // inputs, inputs, outputs, x.dtype.itemsize) if learns else -1
     if limit >= 0:
         bits = _bits_for(x)
         found = _count(module, x, limit, bits)
         if found >= 0:
             return torch.ops.spiking.event_linear(x, weight, bias, bits, bool(found & 1), True)
     return tf.linear(x, weight, bias)
+
+
+def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
+    """y by the event-driven CUDA kernel; None where the dense product is taken (cuda/event.py says why)."""
+    learns = _learns(x, weight, bias)
+    if not _plain(x) or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None:
+        return None
+    panels = _packed(None, _panels_of(None, weight), weight)
+    return None if panels is None else cuda_event.linear(x, panels, bias, weight.shape[0])
+
+
+def linear_neurons(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    params: Tensor | None,
+    inner: int,
+    rule: list[int],
+    numbers: list[float],
+) -> tuple[Tensor, Tensor] | None:
+    """A linear layer and the neurons after it in one kernel: x [T, B, in] -> (spikes [T, B, out], last state); None where there is none.
+
+    `params`, `inner`, `rule` and `numbers` are those of `ops.integrate`.
+    """
+    mode = driven.mode()
+    if mode == "never" or not cuda_event.here(x) or not _plain(x):
+        return None
+    if any(t is not None and t.device != x.device for t in (bias, state, params)):
+        return None
+    learns = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias, state, params)
+    )
+    if cuda_event.why_dense(x, weight, learns=learns, always=mode == "always", neurons=True) is not None:
+        return None
+    panels = _packed(None, _panels_of(None, weight), weight)
+    if panels is None:
+        return None
+    return cuda_event.neurons(x, panels, bias, weight.shape[0], state, params, inner, rule, numbers)
 
 
 def _learns(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

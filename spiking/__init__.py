@@ -12,6 +12,7 @@ from types import ModuleType
 from . import encode, functional, loss, surrogate
 from .engine import compile_events
 from .errors import SpikingError
+from .explain import explain
 from .functional import event_driven
 from .layer import (
     AvgPool2d,
@@ -55,6 +56,7 @@ __all__ = [
     "compile_events",
     "encode",
     "event_driven",
+    "explain",
     "functional",
     "loss",
     "record",

@@ -242,6 +242,31 @@ def integrate(
     return s, last
 
 
+def linear_integrate(
+    where: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    rule: Rule,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    beta_syn: float | Tensor = 0.0,
+) -> tuple[Tensor, Tensor] | None:
+    """`integrate` of x·Wᵀ + b in one kernel where one exists (CUDA, inference, few rows), with the same spikes; None elsewhere.
+
+    x [T, B, in], weight [out, in], state [S, B, out] or None -> (spikes [T, B, out], last state [S, B, out]).
+    """
+    if x.dim() != 3 or x.shape[2] != weight.shape[1] or x.dtype != weight.dtype:
+        return None
+    current = x.new_empty(1).expand(*x.shape[:2], weight.shape[0])  # what the neurons would be given, for the checks
+    _check_input(where, current, state, rule)
+    params, inner, numbers = _cells(where, current, beta, threshold, beta_syn)
+    integers, packed = ops.pack(rule, *numbers)
+    state = None if state is None else state.to(ops.state_dtype(x.dtype))
+    return event_linear_ops.linear_neurons(x, weight, bias, state, params, inner, integers, packed)
+
+
 def check_rule(where: str, rule: Rule) -> None:
     """Raise SpikingError for a rule that no neuron can follow."""
     if rule.reset not in ops.RESETS:

@@ -114,17 +114,25 @@ bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size in
     return table.pack(p);
 }
 
-// A number that changes when the memory does, as far as 64 places in it tell.
+// A number that changes when the memory does: all of it is read where it is small, else some places all over it.
 unsigned long long event_sample(uintptr_t address, Size bytes) {
+    constexpr Size ALL = 4096, SOME = 256, LANES = 4;  // words; independent sums, so that one multiplication need not wait for another
     const char* memory = pointer<const char>(address);
-    const Size words = bytes / 8, step = words / 64 + 1;
+    const Size words = bytes / 8, step = words <= ALL ? 1 : words / SOME;
+    unsigned long long sums[LANES] = {1, 2, 3, 4};
+    const auto mix = [&](unsigned long long& sum, Size at, Size width) {
+        unsigned long long word = 0;
+        __builtin_memcpy(&word, memory + at, size_t(width));
+        sum = (sum ^ word) * 0x9e3779b97f4a7c15ull;
+        sum ^= sum >> 29;
+    };
+    Size at = 0;
+    for (; at + (LANES - 1) * step < words; at += LANES * step)
+        for (Size lane = 0; lane < LANES; ++lane) mix(sums[lane], 8 * (at + lane * step), 8);
+    for (; at < words; at += step) mix(sums[0], 8 * at, 8);
+    if (bytes % 8) mix(sums[1], 8 * words, bytes % 8);
     unsigned long long sample = 0;
-    for (Size at = 0; at < words; at += step) {
-        unsigned long long word;
-        __builtin_memcpy(&word, memory + 8 * at, sizeof(word));
-        sample = (sample ^ word) * 0x9e3779b97f4a7c15ull;
-        sample ^= sample >> 29;
-    }
+    for (unsigned long long sum : sums) sample = (sample ^ sum) * 0x9e3779b97f4a7c15ull;
     return sample;
 }
 
