@@ -284,7 +284,7 @@ def _event_weight_grad_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, bits, ctx.ones, ctx.always = inputs
-    ctx.in_features = x.shape[-1]
+    ctx.in_features, ctx.weight_key = x.shape[-1], id(weight)
     ctx.packed = bits is not None and ctx.ones  # 1 bit for what would be kept in 32
     kept = bits if ctx.packed else x if ctx.needs_input_grad[1] else None
     ctx.save_for_backward(kept, bits, weight if ctx.needs_input_grad[0] else None)
@@ -292,6 +292,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     kept, bits, weight = ctx.saved_tensors
+    known = _known.get(ctx.weight_key)
+    if known is not None:  # an optimiser step will follow: the memory is of more use to the gradients
+        known.panels = None
     grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
     grad_weight = None
     if ctx.needs_input_grad[1]:
