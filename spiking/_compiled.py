@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spiking.cuda_kernels import backend
 
@@ -19,6 +20,40 @@ from .errors import SpikingError
 from .neuron import Recurrent, RecurrentState
 
 _PARALLEL = 1 << 16  # neurons and steps of all rows, below which waking a second thread costs more than it saves
+
+
+# Numbers and rules of a layer that are folded into a plan.
+_FOLLOWED = ("beta", "beta_syn", "threshold", "rule", "eps", "alpha")
+_version_of = operator.attrgetter("_version")
+
+
+class Snapshot:
+    """What plans were made from: tensors by identity, version and address, numbers and rules by identity. `holds` runs at every call."""
+
+    __slots__ = ("_addresses", "_ids", "_objects", "_places", "_tensors", "_versions")
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        found: list[tuple[dict[str, Any], str, Any]] = []
+        for module in (module for layer in layers for module in layer.modules()):
+            for table in (module._parameters, module._buffers):
+                found += [(table, key, value) for key, value in table.items() if key != "num_batches_tracked"]
+            found += [(module.__dict__, key, module.__dict__[key]) for key in _FOLLOWED if key in module.__dict__]
+        self._places = [(table, key) for table, key, _ in found]
+        self._objects = [value for _, _, value in found]
+        self._ids = list(map(id, self._objects))
+        self._tensors = [value for value in self._objects if isinstance(value, Tensor)]
+        # Tensors made in inference mode count no versions: what holds one never holds.
+        self._versions = None if any(t.is_inference() for t in self._tensors) else list(map(_version_of, self._tensors))
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+
+    def holds(self) -> bool:
+        """Whether nothing has changed."""
+        return (
+            self._versions is not None
+            and list(map(_version_of, self._tensors)) == self._versions
+            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+            and [id(table.get(key)) for table, key in self._places] == self._ids
+        )
 
 
 class Leaf(NamedTuple):
@@ -38,6 +73,7 @@ class Prepared:
     plan: Any
     stages: list[_stages.Stage]
     rest: Tensor
+    width: int
     kept: list[Any]
 
 
@@ -86,17 +122,18 @@ class Compiled:
         plan = module.EnginePlan([place.ctypes.data, rest.data_ptr()], [n_in, n_out, len(rest)], wide)
         for stage in stages:
             plan.add(stage.addresses, stage.sizes, stage.numbers)
-        return Prepared(plan, stages, rest, [place])
+        return Prepared(plan, stages, rest, len(rest), [place])
 
     def run(
-        self, x: Tensor, rows: Tensor | None, beta: float | None, margin: float = -1.0
+        self, x: Tensor, lead: tuple[int, ...], rows: Tensor | None, beta: float | None = None, margin: float = -1.0
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """x [T, B, *in] -> output, state rows [B, S], membrane (with beta), sums and steps (with margin >= 0)."""
+        """x [*lead, *in], lead (T, B) or (B,) -> output, state rows [B, S], membrane (with beta), sums and steps (with margin >= 0)."""
         now = self.prepared
-        steps, batch = x.shape[:2]
+        batch = lead[-1]
+        steps = lead[0] if len(lead) > 1 else 1
         x = x.contiguous()
-        out = torch.empty((steps, batch, *self.out_shape), dtype=self.dtype)
-        after = torch.empty((batch, len(now.rest)), dtype=self.dtype)
+        out = torch.empty((*lead, *self.out_shape), dtype=self.dtype)
+        after = torch.empty((batch, now.width), dtype=self.dtype)
         membrane = None if beta is None else torch.empty_like(out)
         sums = taken = None
         if margin >= 0:
@@ -109,7 +146,7 @@ class Compiled:
         now.plan.run(
             x.data_ptr(),
             out.data_ptr(),
-            0 if rows is None else rows.data_ptr(),
+            address(rows),
             after.data_ptr(),
             steps,
             batch,

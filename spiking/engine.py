@@ -34,15 +34,11 @@ from torch import Tensor, nn
 from spiking.cuda_kernels import backend
 
 from . import _stages
-from ._compiled import Compiled, Leaf, address
+from ._compiled import Compiled, Leaf, Snapshot, address
 from .errors import SpikingError
 from .layer import Sequential
 
 __all__ = ["EarlyExit", "EventNetwork", "EventState", "Readout", "compile_events", "early_exit_cost"]
-
-
-# Numbers and rules of a layer that are folded into a plan.
-_FOLLOWED = ("beta", "beta_syn", "threshold", "rule", "eps", "alpha")
 
 
 class Readout(NamedTuple):
@@ -139,32 +135,10 @@ class EventNetwork(nn.Module):
                 last += 1
             first = last
         self._only = self._segments[0] if len(self._segments) == 1 and isinstance(self._segments[0], Compiled) else None
-        self._tensors, self._others = now
+        self._seen = now
 
-    def _now(self) -> tuple[list[Any], list[Any]]:
-        """What the plans are made from: tensors by identity, version and address, numbers and rules by identity."""
-        tensors, others = [], []
-        layers = [leaf.layer for leaf in self._leaves if leaf.role != "plain"]
-        for module in (module for layer in layers for module in layer.modules()):
-            for table in (module._parameters, module._buffers):
-                for key, tensor in table.items():
-                    if tensor is not None and key != "num_batches_tracked":
-                        version = None if tensor.is_inference() else tensor._version
-                        tensors.append((table, key, tensor, version, tensor.data_ptr()))
-            own = module.__dict__
-            others += [(own, key, own[key]) for key in _FOLLOWED if key in own]
-        return tensors, others
-
-    def _follow(self) -> None:
-        for table, key, tensor, version, at in self._tensors:
-            same = table.get(key) is tensor and version is not None
-            if not same or tensor._version != version or tensor.data_ptr() != at:
-                self.refresh()
-                return
-        for own, key, value in self._others:
-            if own.get(key) is not value:
-                self.refresh()
-                return
+    def _now(self) -> Snapshot:
+        return Snapshot(leaf.layer for leaf in self._leaves if leaf.role != "plain")
 
     def refresh(self) -> None:
         """Take over the model's weights as they are now."""
@@ -176,13 +150,13 @@ class EventNetwork(nn.Module):
         for segment in self._segments:
             if isinstance(segment, Compiled):
                 segment.prepared = segment.prepare()
-        self._tensors, self._others = now
+        self._seen = now
 
     # --- running --------------------------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, state: Any = None, return_state: bool = False, return_membrane: bool = False) -> Any:
         """As the model: output [T, B, *]; with `return_membrane` the readout's membrane, with `return_state` the state after it."""
-        x = self._checked(x, 1)
+        x = self._checked(x, 2)
         beta = self._membrane_beta("return_membrane=True") if return_membrane else None
         out, parts, membrane = self._run(x, self._parts(state, x.shape[1]), beta)
         found: list[Any] = [out]
@@ -194,11 +168,12 @@ class EventNetwork(nn.Module):
 
     def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, EventState]:
         """One time step: x_t [B, *] and the state before (None: at rest) -> output [B, *] and the state after."""
-        x_t = self._checked(x_t, 0)
-        parts = self._parts(state, x_t.shape[0])
+        x_t = self._checked(x_t, 1)
+        batch = x_t.shape[0]
+        parts = None if state is None else self._parts(state, batch)
         if self._only is not None:
-            out, rows, _, _, _ = self._only.run(x_t.unsqueeze(0), None if parts is None else parts[0], None)
-            return out.squeeze(0), EventState(self, (rows,))
+            out, rows, _, _, _ = self._only.run(x_t, (batch,), None if parts is None else parts[0])
+            return out, EventState(self, (rows,))
         out, after, _ = self._run(x_t.unsqueeze(0), parts, None)
         return out.squeeze(0), EventState(self, after)
 
@@ -224,11 +199,11 @@ class EventNetwork(nn.Module):
             raise SpikingError(
                 f"early_exit: got a network with layers that were not compiled ({self._why()}); expected none."
             )
-        x = self._checked(x, 1)
+        x = self._checked(x, 2)
         if x.shape[0] == 0:
             raise SpikingError("early_exit: got no time step; expected at least one.")
         beta = self.readout.beta if self.readout.kind == "membrane" else None
-        _, _, _, sums, taken = self._only.run(x, None, beta, margin)
+        _, _, _, sums, taken = self._only.run(x, tuple(x.shape[:2]), None, beta, margin)
         assert sums is not None
         assert taken is not None
         return (sums / taken[:, None]).to(torch.float32).reshape(len(taken), *self.out_shape), taken
@@ -279,11 +254,12 @@ class EventNetwork(nn.Module):
         elif steps < 0:
             raise SpikingError(f"run_events.steps: got {steps}; expected a number >= 0.")
         beta = self._membrane_beta("return_membrane=True") if return_membrane else None
-        self._follow()
+        if not self._seen.holds():
+            self.refresh()
         parts = self._parts(state, 1)
         out = torch.zeros((steps, 1, *self.out_shape), dtype=self._dtype)
         now = chain.prepared
-        after = torch.empty((1, len(now.rest)), dtype=self._dtype)
+        after = torch.empty((1, now.width), dtype=self._dtype)
         membrane = None if beta is None else torch.empty_like(out)
         rows = None if parts is None else parts[0]
         self.steps_jumped = now.plan.run_events(
@@ -313,28 +289,28 @@ class EventNetwork(nn.Module):
             before = None if parts is None else parts[i]
             last = i + 1 == len(self._segments)
             if isinstance(segment, Compiled):
-                x, new, membrane, _, _ = segment.run(x, before, beta if last else None)
+                x, new, membrane, _, _ = segment.run(x, (x.shape[0], x.shape[1]), before, beta if last else None)
             else:
                 x, new = _run_plain(segment, x, before)
             after.append(new)
         return x, tuple(after), membrane
 
-    def _checked(self, x: Any, time_axes: int) -> Tensor:
-        """The input in the network's dtype, after a look at whether the weights have changed."""
-        axes = 1 + time_axes
-        if not isinstance(x, Tensor) or x.shape[axes:] != self.in_shape or x.dim() != axes + len(self.in_shape):
+    def _checked(self, x: Any, axes: int) -> Tensor:
+        """The input, `axes` before those of a row, in the network's dtype, after a look at whether the weights have changed."""
+        if not isinstance(x, Tensor) or x.shape[axes:] != self.in_shape:
             raise SpikingError(
-                f"EventNetwork: got input of {_described(x)}; expected [{'T, B' if time_axes else 'B'}, "
+                f"EventNetwork: got input of {_described(x)}; expected [{'T, B' if axes == 2 else 'B'}, "
                 f"{', '.join(map(str, self.in_shape))}], as it was compiled for. Call compile_events again for another shape."
             )
-        self._follow()
+        if not self._seen.holds():
+            self.refresh()
         if x.dtype != self._dtype:
             if x.is_floating_point() or x.is_complex():
                 raise SpikingError(
                     f"EventNetwork: got input of dtype {x.dtype}; expected {self._dtype}, the model's. Convert it with x.to(…)."
                 )
             x = x.to(self._dtype)
-        if self._only is not None and x.device.type != "cpu":
+        if self._only is not None and not x.is_cpu:
             raise SpikingError(
                 f"EventNetwork: got input on {x.device}; expected cpu. Compiled networks run there only."
             )
