@@ -55,7 +55,7 @@ class Costs:
 class Prices:
     """Prices of operations and words on one chip at one precision, in joules; remembers which constants it gave.
 
-    `logic` scales operations to another node; words keep their price, but their lower bound falls as far as logic does.
+    `logic` scales operations to another node; words keep their price, since memory does not scale as logic does.
     """
 
     def __init__(self, chip: Hardware, precision: str, logic: Interval = _ONE) -> None:
@@ -108,7 +108,7 @@ class Prices:
             return Interval(c.low, c.value, c.high) * bits, c.group
         access, group = self._access(capacity)
         return Interval(
-            bits / 64 * access.low * (1 if group == "dram" else min(1.0, self.logic.low)),
+            bits / 64 * access.low,
             math.ceil(bits / 32) / 2 * access.nominal,
             math.ceil(bits / 64) * access.high,
         ), group
@@ -144,7 +144,7 @@ class Prices:
         """Price and group of a read or a write of an accumulator."""
         price, group = self.word(row.n_outputs * self.bits / 8, self.bits)
         if "register_bit" in self.chip.constants:
-            register = self.constant("register_bit").low * self.bits * self.logic.low
+            register = self.constant("register_bit").low * self.bits
             price = price._replace(low=min(price.low, register))
         return price, group
 
@@ -153,7 +153,12 @@ class Prices:
         if "memory_bit" in self.chip.constants:
             return self.word(0, 1)
         c = self.constant("sram_8KiB")
-        return Interval(c.low * min(1.0, self.logic.low), c.value, c.high) * (1 / 64), c.group
+        return Interval(c.low, c.value, c.high) * (1 / 64), c.group
+
+
+def on_host(accounting: str) -> str:
+    """The accounting of what runs beside hardware whose prices contain memory: its own memory, too."""
+    return accounting if accounting == "published" else "with-memory"
 
 
 def host_prices(chip: Hardware, precision: str) -> Prices:
@@ -219,10 +224,18 @@ def cost(trace: EventTrace, chip: Hardware, precision: str, accounting: str, reu
 
 
 def ann_cost(
-    trace: EventTrace, prices: Prices, accounting: str, passes: int, activation_bits: int | None = None
+    trace: EventTrace,
+    prices: Prices,
+    accounting: str,
+    passes: int,
+    activation_bits: int | None = None,
+    zeros: float = 0.0,
 ) -> Costs:
-    """The equal conventional network: every weight layer dense, activations instead of spikes, no neuron state."""
-    return _timed(list(_ann_terms(trace, prices, accounting, passes, activation_bits)), passes, prices)
+    """The equal conventional network: every weight layer dense, activations instead of spikes, no neuron state.
+
+    `zeros` of its activations are zero, and hardware skips them, in all layers behind the first activations.
+    """
+    return _timed(list(_ann_terms(trace, prices, accounting, passes, activation_bits, zeros)), passes, prices)
 
 
 def _timed(terms: list[Term], steps: int, prices: Prices) -> Costs:
@@ -326,12 +339,15 @@ def _address_bits(n: int) -> int:
 
 
 def _ann_terms(
-    trace: EventTrace, prices: Prices, accounting: str, passes: int, activation_bits: int | None
+    trace: EventTrace, prices: Prices, accounting: str, passes: int, activation_bits: int | None, zeros: float
 ) -> Iterable[Term]:
     moved = activation_bits or prices.bits
+    active = 1.0
     for row in trace.layers:
+        if row.kind == "neuron":
+            active = 1.0 - zeros
         if row.is_weight_layer:
-            count = passes * (row.dense_padded if accounting == "published" else row.dense)
+            count = active * passes * (row.dense_padded if accounting == "published" else row.dense)
             yield from macs(row.name, "compute", count, prices, bits=activation_bits)
             if accounting == "published":
                 continue
@@ -343,7 +359,7 @@ def _ann_terms(
                 accumulator, group = prices.accumulator(row)
                 yield Term(row.name, "accumulators", 2 * count, accumulator, group)
                 queue, group = prices.event_bit()
-                yield Term(row.name, "communication", passes * row.n_inputs * moved, queue, group)
+                yield Term(row.name, "communication", active * passes * row.n_inputs * moved, queue, group)
         elif row.kind == "matmul":
             yield from macs(row.name, "compute", passes * row.dense, prices, bits=activation_bits)
         elif row.kind == "norm" and not row.folded_into and accounting != "published":
