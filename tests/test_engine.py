@@ -387,8 +387,7 @@ def test_shipped_network_spikes_alike_in_float64_and_decides_alike_in_float32(sh
 @pytest.fixture(scope="module")
 def shared_batch():
     """Frames as the shipped network wants them, of simulated recordings, and their labels."""
-    from spiking.models.nmnist import EventBatches
-    from spiking.models.nmnist import Recipe
+    from spiking.models.nmnist import EventBatches, Recipe
     from spiking.models.nmnist.run import open_recordings
 
     recordings = open_recordings(Recipe())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from spiking import LIF, AvgPool2d, BatchNorm2d, Conv2d, Flatten, Linear, SpikingError, compile_events
 from spiking.engine import EventNetwork, early_exit_cost
-from spiking.models.nmnist import EventBatches, NMNISTNet
+from spiking.models.nmnist import EventBatches, NMNISTNet, Recipe
 from spiking.models.nmnist.run import open_recordings
 
 NAME = "inference"
@@ -116,7 +116,7 @@ def _torch_layer(layer: Any) -> nn.Module:
 def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     if device != "cpu":
         raise SpikingError(f"inference: got --device {device}; expected cpu. Compiled networks run there only.")
-    recordings = open_recordings(data or "")
+    recordings = open_recordings(Recipe(data=data or ""))
     batches = EventBatches(recordings.test, threads=torch.get_num_threads())
     net = NMNISTNet.pretrained().eval()
     n = min(BATCH if quick else 10 * BATCH, len(batches) // BATCH * BATCH)
