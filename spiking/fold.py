@@ -7,12 +7,12 @@ import itertools
 from collections import Counter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiking.errors import SpikingError
 
-__all__ = ["fold_batch_norm"]
+__all__ = ["fold_batch_norm", "gain_and_shift"]
 
 _WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -48,6 +48,23 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     return model
 
 
+def gain_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """A batch norm in evaluation as y = gain·x + shift, [C] each, in float64.
+
+    >>> gain, shift = gain_and_shift(nn.BatchNorm1d(2, eps=0.0))
+    >>> gain.tolist(), shift.tolist()
+    ([1.0, 1.0], [0.0, 0.0])
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    gain = gain * getattr(norm, "alpha", 1.0) * getattr(norm, "threshold", 1.0)  # of a threshold-dependent norm
+    if norm.weight is not None:
+        gain = gain * norm.weight.detach()
+    shift = -norm.running_mean.double() * gain
+    return gain, shift if norm.bias is None else shift + norm.bias.detach()
+
+
 @torch.no_grad()
 def _fold(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: _BatchNorm, name: str) -> None:
     weight, bias = layer.weight, layer.bias
@@ -60,15 +77,9 @@ def _fold(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: _BatchNorm
         raise SpikingError(
             f'fold_batch_norm: layer "{name}" normalises {norm.num_features} channels; the layer before it has {len(weight)}.'
         )
-    gain = (norm.running_var.double() + norm.eps).rsqrt()
-    gain *= getattr(norm, "alpha", 1.0) * getattr(norm, "threshold", 1.0)
-    if norm.weight is not None:
-        gain *= norm.weight
-    shift = -norm.running_mean.double() * gain
+    gain, shift = gain_and_shift(norm)
     if bias is not None:
-        shift += bias * gain
-    if norm.bias is not None:
-        shift += norm.bias
+        shift = shift + bias * gain
     folded = weight * gain.reshape(-1, *(1,) * (weight.dim() - 1))
     layer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
     layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
