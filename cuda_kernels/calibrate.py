@@ -129,7 +129,9 @@ _CONVOLUTIONS = (
 _Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _conv2d_calls(item: int, quick: bool, kind: str) -> Iterator[tuple[cost.Work, Tensor, Tensor, Tensor, _Call, _Call]]:
+def _conv2d_calls(
+    item: int, quick: bool, kind: str
+) -> Iterator[tuple[cost.Work, Tensor, Tensor, Tensor, _Call, _Call]]:
     """Work, input without a zero, weight and bias of every shape, and both ways to convolve."""
     for images, inputs, side, outputs, kernel, pad in _CONVOLUTIONS[:5] if quick else _CONVOLUTIONS:
         shapes = (images, inputs, side, side), (outputs, inputs, kernel, kernel), (outputs,)

@@ -1,7 +1,7 @@
-"""torch.library registration of `spiking::event_conv2d`, a convolution from the non-zeros of its input, and the choice between it and torch's.
+"""torch.library registration of `spiking::event_conv2d`, a convolution from the non-zeros of its input; the choice between it and torch's.
 
-`event_conv2d(x, weight, bias, masks, ones, stride, padding, groups, always)` -> y: x [N, C, H, W], contiguous or channels last, and y in the
-same order. `masks` are the spikes of x as `scan` finds them (None: not looked for yet), `ones` says that each is exactly 1, and without
+`event_conv2d(x, weight, bias, masks, ones, stride, padding, groups, always)` -> y: x [N, C, H, W], contiguous or channels last, and y in
+the same order. `masks` are the spikes of x as `scan` finds them (None: not looked for yet), `ones` says that each is exactly 1, and without
 `always` the cost model may still take torch's convolution. The weight gradient touches active inputs only; the input gradient is dense.
 
 `event_conv_pool(x, weight, masks, ones, stride, padding, groups, window)` -> (pooled, moments): what `pool_moments` gives of that
@@ -172,9 +172,7 @@ def _blocks(module: Any, weight: Tensor, g: Geometry) -> Tensor | None:
     entry = _panels_of(module, weight, (g.stride_x, g.groups))
     if entry.panels is None and entry.finite:
         blocks = memory.empty((module.conv_items(g)[0],), state_dtype(weight.dtype), weight.device)
-        entry.finite = module.conv_pack(
-            g, weight.contiguous().data_ptr(), _DTYPES[weight.dtype], blocks.data_ptr(), 0
-        )
+        entry.finite = module.conv_pack(g, weight.contiguous().data_ptr(), _DTYPES[weight.dtype], blocks.data_ptr(), 0)
         entry.panels = blocks
     return entry.panels if entry.finite else None
 
@@ -319,7 +317,16 @@ def _event_conv2d_backward(
     grad_x, grad_weight = nothing, nothing
     if mask[0] or (mask[1] and not sparse):
         given = grad_y.new_empty(1).expand(g.x_shape) if x is None else x
-        call = (None, list(stride), list(padding), [1, 1], False, [0, 0], groups, [mask[0], mask[1] and not sparse, False])
+        call = (
+            None,
+            list(stride),
+            list(padding),
+            [1, 1],
+            False,
+            [0, 0],
+            groups,
+            [mask[0], mask[1] and not sparse, False],
+        )
         dense = torch.ops.aten.convolution_backward(grad_y, given, weight, *call)
         grad_x = nothing if dense[0] is None else _in_order(dense[0], x_last)
         grad_weight = nothing if dense[1] is None else dense[1].contiguous()
@@ -548,9 +555,7 @@ def conv2d(
 ) -> Tensor:
     """torch's convolution, or the event-driven one where the cost model predicts that it wins; `event_driven` says who decides."""
     if torch.compiler.is_compiling():
-        return torch.ops.spiking.event_conv2d(
-            _gapless(x), weight, bias, None, False, stride, padding, groups, False
-        )
+        return torch.ops.spiking.event_conv2d(_gapless(x), weight, bias, None, False, stride, padding, groups, False)
     found = spikes_for(x, weight, bias, stride, padding, groups)
     if found is None:
         return tf.conv2d(x, weight, bias, stride, padding, 1, groups)

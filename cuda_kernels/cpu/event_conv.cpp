@@ -308,8 +308,11 @@ i64 count_all(const ConvCall& p) {
 
 // --- forward ----------------------------------------------------------------------------------------------------------------------
 
+struct Column { i64 vectors, weights, step, sums; };   // how many vectors a spike there reaches, and where in weights and sums
+
 template <class T>
 struct Scratch {
+    Column* columns;
     T *start, *sums, *buffer, *pooled, *grads, *grad_x, *entry_values, *values, *picked_values;
     u32 *entries, *starts, *list, *picked, *place;
     i64* counts;
@@ -320,7 +323,10 @@ SPIKING_FN i64 left_of(const ConvShape& s) { return taps_of(s, 0) - 1; }  // zer
 SPIKING_FN i64 grads_width(const ConvShape& s) {
     return left_of(s) + larger(s.out_width, (s.width - 1 + s.pad_x) / s.stride_x + 1);
 }
-SPIKING_FN i64 grad_x_width(const ConvShape& s) { return rounded_up(inputs_of(s), LANES); }
+// One row of grad_x with the padding on both sides, in numbers.
+SPIKING_FN i64 grad_x_items(const ConvShape& s) {
+    return larger((s.out_width - 1) * s.stride_x + s.kernel_x, s.width + s.pad_x) * inputs_of(s);
+}
 
 // Few spikes under a column of the kernel: each is better added to all sums that it reaches than listed for every sum.
 SPIKING_FN bool spreads(const ConvShape& s) { return inputs_of(s) * s.kernel_y <= 16; }
@@ -335,9 +341,9 @@ SPIKING_FN i64 tile_rows(const ConvShape& s, i64 item) {
 template <class T>
 Scratch<T> scratch_of(const ConvCall& p, int thread) {
     const ConvShape& s = p.s;
-    const i64 width = widest_block(s), pixels = pixels_of(s), row = larger(s.out_width, s.width) * larger(width, grad_x_width(s));
+    const i64 width = widest_block(s), pixels = pixels_of(s), row = larger(s.out_width, s.width) * larger(width, inputs_of(s));
     const bool backward = p.grad_y || p.grad_pooled;
-    const i64 most = pixels * inputs_of(s), listed = backward ? most : 0;
+    const i64 most = pixels * inputs_of(s), listed = backward ? (pixels + LIST_SLACK) * inputs_of(s) : 0;
     Scratch<T> parts{};
     i64 at = 0;
     const auto take = [&](i64 items, i64 size) {
@@ -348,11 +354,11 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
     const i64 start = take(width, sizeof(T)), sums = take((spreads(s) ? tile_rows(s, sizeof(T)) : 1) * s.out_width * width, sizeof(T)), buffer = take(row, sizeof(T));
     const i64 pooled = take(p.window ? (s.out_width / p.window + 1) * width : 0, sizeof(T));
     const i64 grads = take(backward ? s.out_height * grads_width(s) * width : 0, sizeof(T));
-    const i64 grad_x = take(p.back_weights ? pixels * grad_x_width(s) : 0, sizeof(T));
+    const i64 grad_x = take(p.back_weights ? s.height * grad_x_items(s) : 0, sizeof(T));
     const i64 entries = take(most + LIST_SLACK, sizeof(u32)), starts = take(pixels + 1, sizeof(u32)), entry_values = take(p.ones ? 0 : most, sizeof(T));
     const i64 values = take(p.ones ? 0 : listed, sizeof(T)), picked_values = take(backward ? pixels : 0, sizeof(T));
     const i64 list = take(listed, sizeof(u32)), picked = take(backward ? pixels : 0, sizeof(u32));
-    const i64 place = take(backward ? 2 * pixels : 0, sizeof(u32)), counts = take(backward ? inputs_of(s) : 0, sizeof(i64));
+    const i64 columns = take(s.width, sizeof(Column)), place = take(backward ? 2 * pixels : 0, sizeof(u32)), counts = take(backward ? inputs_of(s) : 0, sizeof(i64));
     parts.bytes = larger(at, rounded_up(pixels * i64(sizeof(u32)), 64));
     if (!p.scratch) return parts;
     char* base = static_cast<char*>(p.scratch) + thread * parts.bytes;
@@ -361,7 +367,7 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
     parts.start = items(start), parts.sums = items(sums), parts.buffer = items(buffer), parts.pooled = items(pooled);
     parts.grads = items(grads), parts.grad_x = items(grad_x), parts.entry_values = items(entry_values), parts.values = items(values), parts.picked_values = items(picked_values);
     parts.entries = numbers(entries), parts.starts = numbers(starts), parts.list = numbers(list), parts.picked = numbers(picked), parts.place = numbers(place);
-    parts.counts = reinterpret_cast<i64*>(base + counts);
+    parts.counts = reinterpret_cast<i64*>(base + counts), parts.columns = reinterpret_cast<Column*>(base + columns);
     return parts;
 }
 
@@ -382,7 +388,7 @@ SPIKING_FN u32* append_mask(u32 mask, i64 channels, u32 base, u32* out) {
 }
 
 // The spikes of input rows [top, bottom) in the order (column, row, channel): entries (row - top)·channels + channel, with their values,
-// and where each pixel's begin, starts [width·rows + 1]. The sums below follow this order, whatever the tile.
+// and where each pixel's begin, starts [width·rows + 1]. The sums of gather_row follow this order, whatever the tile.
 template <class IO, class T>
 void list_columns(const ConvCall& p, i64 picture, i64 top, i64 bottom, const Scratch<T>& own) {
     const ConvShape& s = p.s;
@@ -456,31 +462,56 @@ Spread<T> spread_of(i64 vectors) {
     else return vectors == M ? spread<T, M, ones> : spread_of<T, ones, M - 1>(vectors);
 }
 
-// All spikes of a list on the sums of output rows [first, stop).
-template <class T, bool ones>
-void spread_tile(const ConvShape& s, const T* weights, i64 width, const Scratch<T>& own, i64 first, i64 stop, i64 top, i64 bottom) {
-    const i64 channels = inputs_of(s), vectors = width / LANES, listed = bottom - top, row_items = s.out_width * width;
+// Bits of the pixels of a row that have a spike, at most 64; one chunk of channels.
+SPIKING_FN u64 active_pixels(const u32* masks, i64 n) {
+    u64 active = 0;
+#if defined(__AVX512F__)
+    for (i64 k = 0; k < n; k += 16) {
+        const __mmask16 there = n - k >= 16 ? __mmask16(0xffff) : __mmask16((1u << (n - k)) - 1u);
+        const __m512i some = _mm512_maskz_loadu_epi32(there, masks + k);
+        active |= u64(_mm512_test_epi32_mask(some, some)) << k;
+    }
+#else
+    for (i64 k = 0; k < n; ++k) active |= u64(masks[k] != 0) << k;
+#endif
+    return active;
+}
+
+// All spikes of input rows [top, bottom) on the sums of output rows [first, stop), in the order (row, column, channel).
+template <class IO, class T, bool ones>
+void spread_tile(const ConvCall& p, i64 picture, const T* weights, i64 width, const Scratch<T>& own, i64 first, i64 stop, i64 top, i64 bottom) {
+    const ConvShape& s = p.s;
+    const i64 channels = inputs_of(s), vectors = width / LANES, row_items = s.out_width * width;
+    const u32* masks = p.masks + picture * pixels_of(s);
+    const IO* x = ones ? nullptr : pixels_at<IO>(p, picture_of(s, picture));
+    for (i64 column = 0; column < s.width; ++column) own.columns[column].vectors = 0;
     over_columns(s, [&](i64 column, const Reach& reach) {
-        const i64 reached = (reach.last - reach.first + 1) * vectors, step = reach.taps * width;
-        const T* from = weights + (phase_at(s, reach.phase) + reach.taps - 1 - reach.last) * width;
-        Spread<T> of[2] = {spread_of<T, ones>(smaller(reached, MOST_VECTORS)), nullptr};
-        if (reached > MOST_VECTORS) of[1] = spread_of<T, ones>((reached - 1) % MOST_VECTORS + 1);
-        const u32 end = own.starts[(column + 1) * listed];
-        for (u32 i = own.starts[column * listed]; i < end; ++i) {
-            const i64 entry = own.entries[i], y = top + entry / channels, channel = entry % channels;
-            const T value = ones ? T(1) : own.entry_values[i];
-            // Kernel rows that meet output rows: those of the stride's phase, from the last output row upwards.
-            const i64 down = y + s.pad_y, lowest = smaller(stop - 1, down / s.stride_y);
-            const i64 highest = larger(first, down - s.kernel_y + 1 <= 0 ? 0 : (down - s.kernel_y + s.stride_y) / s.stride_y);
-            if (highest > lowest) continue;
-            const i64 ky = down - lowest * s.stride_y;
-            const T* at = from + (ky * channels + channel) * step;
-            T* sums = own.sums + (lowest - first) * row_items + reach.output * width;
-            for (i64 m = 0; m < reached; m += MOST_VECTORS)
-                of[reached - m > MOST_VECTORS ? 0 : reached > MOST_VECTORS ? 1 : 0](at + m * LANES, s.stride_y * channels * step, value, lowest - highest + 1,
-                                                                                  sums + m * LANES, -row_items);
-        }
+        own.columns[column] = {(reach.last - reach.first + 1) * vectors, (phase_at(s, reach.phase) + reach.taps - 1 - reach.last) * width,
+                               reach.taps * width, reach.output * width};
     });
+    Spread<T> of[MOST_VECTORS + 1] = {};
+    for (i64 m = 1; m <= MOST_VECTORS; ++m) of[m] = spread_of<T, ones>(m);
+    for (i64 y = top; y < bottom; ++y) {
+        // Kernel rows that meet output rows: those of the stride's phase, from the last output row upwards.
+        const i64 down = y + s.pad_y, lowest = smaller(stop - 1, down / s.stride_y);
+        const i64 highest = larger(first, down - s.kernel_y + 1 <= 0 ? 0 : (down - s.kernel_y + s.stride_y) / s.stride_y);
+        if (highest > lowest) continue;
+        const i64 ky = down - lowest * s.stride_y;
+        T* sums = own.sums + (lowest - first) * row_items;
+        for (i64 group = 0; group < s.width; group += 64)
+            for (u64 some = active_pixels(masks + y * s.width + group, smaller(64, s.width - group)); some; some &= some - 1) {
+                const i64 column = group + __builtin_ctzll(some), pixel = y * s.width + column;
+                const auto& at = own.columns[column];
+                for (u32 left = masks[pixel]; left; left &= left - 1) {
+                    const i64 channel = __builtin_ctz(left);
+                    const T value = ones ? T(1) : T(widen(x[pixel * pixel_step(p) + channel * channel_step(p)]));
+                    const T* from = weights + at.weights + (ky * channels + channel) * at.step;
+                    for (i64 m = 0; m < at.vectors; m += MOST_VECTORS)
+                        of[smaller(MOST_VECTORS, at.vectors - m)](from + m * LANES, s.stride_y * channels * at.step, value, lowest - highest + 1,
+                                                                  sums + at.sums + m * LANES, -row_items);
+                }
+            }
+    }
 }
 
 // The output rows [first, stop) of one picture and block: finish(row, sums [out_width, block.width]) in order.
@@ -505,13 +536,13 @@ void conv_rows(const ConvCall& p, i64 picture, const Block& block, const Gathers
         const i64 end = smaller(stop, tile + step);
         const i64 top = smaller(s.height, larger(0, tile * s.stride_y - s.pad_y));
         const i64 bottom = larger(top, smaller(s.height, (end - 1) * s.stride_y - s.pad_y + s.kernel_y));
-        list_columns<IO>(p, picture, top, bottom, own);
         if (spreads(s)) {
             prepare((end - tile) * s.out_width);
-            if (p.ones) spread_tile<T, true>(s, weights, width, own, tile, end, top, bottom);
-            else spread_tile<T, false>(s, weights, width, own, tile, end, top, bottom);
+            if (p.ones) spread_tile<IO, T, true>(p, picture, weights, width, own, tile, end, top, bottom);
+            else spread_tile<IO, T, false>(p, picture, weights, width, own, tile, end, top, bottom);
             for (i64 row = tile; row < end; ++row) finish(row, own.sums + (row - tile) * row_items);
         } else {
+            list_columns<IO>(p, picture, top, bottom, own);
             for (i64 row = tile; row < end; ++row) {
                 prepare(s.out_width);
                 gather_row(s, weights, width, gathers, own, p.ones, row, top, bottom, own.sums);
@@ -657,11 +688,27 @@ void find_places(const ConvShape& s, u32* place) {
 
 // The spikes of channels [first, stop) of one picture, channel by channel, each list going down the image.
 template <class IO, class T>
-void list_spikes(const ConvCall& p, i64 picture, const Scratch<T>& own, i64 first, i64 stop) {
-    const i64 pixels = pixels_of(p.s), chunks = chunks_of(p.s);
-    const IO* x = p.ones ? nullptr : pixels_at<IO>(p, picture_of(p.s, picture));
+void list_channels(const ConvCall& p, i64 picture, const Scratch<T>& own, i64 first, i64 stop) {
+    const i64 pixels = pixels_of(p.s), chunks = chunks_of(p.s), room = pixels + LIST_SLACK;
     const u32* masks = p.masks + picture * pixels * chunks;
     for (i64 c = first; c < stop; ++c) own.counts[c] = 0;
+#if defined(__AVX512F__)
+    const __m512i every = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(int(chunks)));
+    for (i64 pixel = 0; pixel < pixels; pixel += 16) {
+        const __mmask16 there = pixels - pixel >= 16 ? __mmask16(0xffff) : __mmask16((1u << (pixels - pixel)) - 1u);
+        for (i64 chunk = first / 32; 32 * chunk < stop; ++chunk) {
+            const u32* at = masks + pixel * chunks + chunk;
+            const __m512i some = chunks == 1 ? _mm512_maskz_loadu_epi32(there, at)
+                                             : _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), there, every, at, 4);
+            if (_mm512_test_epi32_mask(some, some) == 0) continue;
+            const i64 base = 32 * chunk, end = smaller(stop, base + 32);
+            for (i64 c = larger(first, base); c < end; ++c) {
+                const __mmask16 active = _mm512_test_epi32_mask(some, _mm512_set1_epi32(int(1u << (c - base))));
+                own.counts[c] = append_mask(active, 16, u32(pixel), own.list + c * room + own.counts[c]) - (own.list + c * room);
+            }
+        }
+    }
+#else
     for (i64 chunk = first / 32; 32 * chunk < stop; ++chunk) {
         const i64 base = 32 * chunk;
         u32 wanted = ~0u;
@@ -669,11 +716,16 @@ void list_spikes(const ConvCall& p, i64 picture, const Scratch<T>& own, i64 firs
         if (stop < base + 32) wanted &= ~(~0u << (stop - base));
         for (i64 pixel = 0; pixel < pixels; ++pixel)
             for (u32 left = masks[pixel * chunks + chunk] & wanted; left; left &= left - 1) {
-                const i64 channel = base + __builtin_ctz(left), to = channel * pixels + own.counts[channel]++;
-                own.list[to] = u32(pixel);
-                if (x) own.values[to] = widen(x[pixel * pixel_step(p) + channel * channel_step(p)]);
+                const i64 channel = base + __builtin_ctz(left);
+                own.list[channel * room + own.counts[channel]++] = u32(pixel);
             }
     }
+#endif
+    if (p.ones) return;
+    const IO* x = pixels_at<IO>(p, picture_of(p.s, picture));
+    for (i64 c = first; c < stop; ++c)
+        for (i64 i = 0; i < own.counts[c]; ++i)
+            own.values[c * room + i] = widen(x[i64(own.list[c * room + i]) * pixel_step(p) + c * channel_step(p)]);
 }
 
 // grad_weights of one channel += the gradients that each of its spikes meets.
@@ -682,8 +734,8 @@ void add_weight_grads(const ConvCall& p, const Block& block, i64 channel, const 
     const ConvShape& s = p.s;
     const i64 pixels = pixels_of(s), width = block.width, vectors = width / LANES, n = own.counts[channel];
     if (n == 0) return;
-    const u32* list = own.list + channel * pixels;
-    const T* all_values = own.values + channel * pixels;
+    const u32* list = own.list + channel * (pixels + LIST_SLACK);
+    const T* all_values = own.values + channel * (pixels + LIST_SLACK);
     const bool plain = s.stride_x == 1 && s.stride_y == 1;
     for (i64 phase_y = 0; phase_y < smaller(s.stride_y, s.kernel_y); ++phase_y)
         for (i64 phase_x = 0; phase_x < smaller(s.stride_x, s.kernel_x); ++phase_x) {
@@ -714,14 +766,27 @@ void add_weight_grads(const ConvCall& p, const Block& block, i64 channel, const 
         }
 }
 
-// out [P pixels, 16·NV] += Σ over n of g[pixel, k] · weights[k, 16·NV]
+// out [n] += add; lanes beyond n are left alone.
+template <class T>
+SPIKING_FN void add_lanes(T* out, const Vector<T>& add, i64 n) {
+    if (n >= LANES) {
+        store(out, load(out) + add);
+        return;
+    }
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+        const __mmask16 some = __mmask16((1u << n) - 1u);
+        _mm512_mask_storeu_ps(out, some, _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), reinterpret_cast<__m512>(add)));
+        return;
+    }
+#endif
+    for (i64 k = 0; k < n; ++k) out[k] += add[k];
+}
+
+// out [P pixels, lanes] += Σ over n of g[pixel, k] · weights[k, lanes], lanes at most 16·NV
 template <class T, int P, int NV>
-SPIKING_ROW void product(const T* g, i64 g_stride, const T* weights, i64 w_stride, i64 n, T* out, i64 out_stride) {
-    Vector<T> s[P][NV];
-#pragma GCC unroll 24
-    for (int i = 0; i < P; ++i)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) s[i][v] = load(out + i * out_stride + v * LANES);
+SPIKING_ROW void product(const T* g, i64 g_stride, const T* weights, i64 w_stride, i64 n, T* out, i64 out_stride, i64 lanes) {
+    Vector<T> s[P][NV] = {};
     for (i64 k = 0; k < n; ++k) {
         Vector<T> w[NV];
 #pragma GCC unroll 4
@@ -734,10 +799,10 @@ SPIKING_ROW void product(const T* g, i64 g_stride, const T* weights, i64 w_strid
 #pragma GCC unroll 24
     for (int i = 0; i < P; ++i)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) store(out + i * out_stride + v * LANES, s[i][v]);
+        for (int v = 0; v < NV; ++v) add_lanes(out + i * out_stride + v * LANES, s[i][v], lanes - v * LANES);
 }
 
-template <class T> using Product = void (*)(const T*, i64, const T*, i64, i64, T*, i64);
+template <class T> using Product = void (*)(const T*, i64, const T*, i64, i64, T*, i64, i64);
 
 template <class T, int NV> constexpr int PIXELS = REGISTERS<T> / NV > 0 ? REGISTERS<T> / NV : 1;
 
@@ -749,45 +814,41 @@ Product<T> product_of(i64 pixels) {
 
 template <class T>
 struct Products {
-    Product<T> one[PIXELS<T, 1> + 1], two[PIXELS<T, 2> + 1], four[PIXELS<T, 4> + 1];
+    Product<T> of[5][REGISTERS<T> + 1] = {};     // by vectors and pixels
+    i64 most[5] = {0, PIXELS<T, 1>, PIXELS<T, 2>, PIXELS<T, 3>, PIXELS<T, 4>};
     Products() {
-        for (int i = 1; i <= PIXELS<T, 1>; ++i) one[i] = product_of<T, 1>(i);
-        for (int i = 1; i <= PIXELS<T, 2>; ++i) two[i] = product_of<T, 2>(i);
-        for (int i = 1; i <= PIXELS<T, 4>; ++i) four[i] = product_of<T, 4>(i);
+        for (int i = 1; i <= PIXELS<T, 1>; ++i) of[1][i] = product_of<T, 1>(i);
+        for (int i = 1; i <= PIXELS<T, 2>; ++i) of[2][i] = product_of<T, 2>(i);
+        for (int i = 1; i <= PIXELS<T, 3>; ++i) of[3][i] = product_of<T, 3>(i);
+        for (int i = 1; i <= PIXELS<T, 4>; ++i) of[4][i] = product_of<T, 4>(i);
     }
-    // All columns of `vectors`, all pixels.
-    void operator()(i64 pixels, i64 vectors, const T* g, i64 g_stride, const T* weights, i64 w_stride, i64 n, T* out, i64 out_stride) const {
-        for (i64 v = 0; v < vectors;) {
-            const i64 nv = vectors - v >= 4 ? 4 : vectors - v >= 2 ? 2 : 1;
-            const Product<T>* of = nv == 4 ? four : nv == 2 ? two : one;
-            const i64 most = nv == 4 ? PIXELS<T, 4> : nv == 2 ? PIXELS<T, 2> : PIXELS<T, 1>, parts = (pixels + most - 1) / most;
+    // All lanes, all pixels, in parts that fit in registers.
+    void operator()(i64 pixels, i64 lanes, const T* g, i64 g_stride, const T* weights, i64 w_stride, i64 n, T* out, i64 out_stride) const {
+        const i64 vectors = (lanes + LANES - 1) / LANES, slices = (vectors + 3) / 4;
+        for (i64 slice = 0; slice < slices; ++slice) {
+            const i64 v = vectors * slice / slices, nv = vectors * (slice + 1) / slices - v, parts = (pixels + most[nv] - 1) / most[nv];
             for (i64 part = 0; part < parts; ++part) {
                 const i64 first = pixels * part / parts, stop = pixels * (part + 1) / parts;
-                of[stop - first](g + first * g_stride, g_stride, weights + v * LANES, w_stride, n, out + first * out_stride + v * LANES, out_stride);
+                of[nv][stop - first](g + first * g_stride, g_stride, weights + v * LANES, w_stride, n, out + first * out_stride + v * LANES,
+                                     out_stride, lanes - v * LANES);
             }
-            v += nv;
         }
     }
 };
 
-// Rows [first, stop) of grad_x of one picture += what one block contributes.
+// Rows [first, stop) of grad_x of one picture += what one block contributes. An output pixel reaches kernel_x pixels of a row, which are
+// neighbours in memory: one product gives all of them.
 template <class T>
 void add_input_grads(const ConvCall& p, i64 picture, const Block& block, const Products<T>& products, const Scratch<T>& own, i64 first, i64 stop) {
     const ConvShape& s = p.s;
-    const i64 group = picture_of(s, picture).group, deep = grad_x_width(s), total = grads_width(s);
+    const i64 group = picture_of(s, picture).group, channels = inputs_of(s), lanes = s.kernel_x * channels, deep = rounded_up(lanes, LANES);
     for (i64 y = first; y < stop; ++y)
         for (i64 ky = 0; ky < s.kernel_y; ++ky) {
             const i64 down = y + s.pad_y - ky, row = down / s.stride_y;
             if (down < 0 || down % s.stride_y || row >= s.out_height) continue;
-            for (i64 kx = 0; kx < s.kernel_x; ++kx) {
-                const i64 begin = s.pad_x > kx ? (s.pad_x - kx + s.stride_x - 1) / s.stride_x : 0;
-                const i64 reach = s.width - 1 + s.pad_x - kx, end = reach < 0 ? 0 : smaller(s.out_width, reach / s.stride_x + 1);
-                if (begin >= end) continue;
-                const T* weights = static_cast<const T*>(p.back_weights) +
-                                   (((group * s.kernel_y + ky) * s.kernel_x + kx) * outputs_of(s) + block.first) * deep;
-                products(end - begin, deep / LANES, own.grads + (row * total + left_of(s) + begin) * block.width, block.width, weights, deep,
-                         block.used, own.grad_x + (y * s.width + begin * s.stride_x + kx - s.pad_x) * deep, s.stride_x * deep);
-            }
+            const T* weights = static_cast<const T*>(p.back_weights) + ((group * s.kernel_y + ky) * outputs_of(s) + block.first) * deep;
+            products(s.out_width, lanes, own.grads + (row * grads_width(s) + left_of(s)) * block.width, block.width, weights, deep, block.used,
+                     own.grad_x + y * grad_x_items(s), s.stride_x * channels);
         }
 }
 
@@ -796,7 +857,7 @@ void backward_share(const ConvCall& p, i64 team, i64 member, i64 members, int th
     using T = typename StateOf<IO>::type;
     const ConvShape& s = p.s;
     const Scratch<T> own = scratch_of<T>(p, thread);
-    const i64 channels = inputs_of(s), blocks = blocks_of(s), deep = grad_x_width(s), groups = s.groups;
+    const i64 channels = inputs_of(s), blocks = blocks_of(s), row_items = grad_x_items(s), groups = s.groups;
     const i64 items = groups * group_items(s);
     const i64 first_row = s.height * member / members, last_row = s.height * (member + 1) / members;
     const i64 first_channel = channels * member / members, last_channel = channels * (member + 1) / members;
@@ -806,8 +867,8 @@ void backward_share(const ConvCall& p, i64 team, i64 member, i64 members, int th
     for (i64 picture = s.images * team / p.teams * groups; picture < s.images * (team + 1) / p.teams * groups; ++picture) {
         const Picture at = picture_of(s, picture);
         if (p.back_weights)
-            for (i64 k = first_row * s.width * deep; k < last_row * s.width * deep; ++k) own.grad_x[k] = T(0);
-        if (p.grad_weights) list_spikes<IO>(p, picture, own, first_channel, last_channel);
+            for (i64 k = first_row * row_items; k < last_row * row_items; ++k) own.grad_x[k] = T(0);
+        if (p.grad_weights) list_channels<IO>(p, picture, own, first_channel, last_channel);
         for (i64 b = 0; b < blocks; ++b) {
             const Block block = block_of(s, b);
             load_grads<IO>(p, picture, block, gathers, own);
@@ -824,7 +885,7 @@ void backward_share(const ConvCall& p, i64 team, i64 member, i64 members, int th
         }
         if (!p.back_weights) continue;
         for (i64 y = first_row; y < last_row; ++y)
-            store_pixels<IO>(own.grad_x + y * s.width * deep, s.width, deep, channels, p.grad_x, p.x_last, at.image, s.inputs, at.group * channels,
+            store_pixels<IO>(own.grad_x + y * row_items + s.pad_x * channels, s.width, channels, channels, p.grad_x, p.x_last, at.image, s.inputs, at.group * channels,
                              s.height, y, own.buffer);
     }
 }
@@ -877,7 +938,7 @@ bool pack_all(const ConvWeights& p) {
     const IO* weight = static_cast<const IO*>(p.weight);
     T* blocks = static_cast<T*>(p.blocks);
     T* back = static_cast<T*>(p.back);
-    const i64 channels = inputs_of(s), deep = grad_x_width(s);
+    const i64 channels = inputs_of(s), deep = rounded_up(s.kernel_x * channels, LANES);
     T odd = T(0);                                // stays 0: v - v is 0 unless v is infinite or NaN
     if (blocks) {
         for (i64 k = 0; k < s.groups * group_items(s); ++k) blocks[k] = T(0);
@@ -890,12 +951,13 @@ bool pack_all(const ConvWeights& p) {
     if (back)
         for (i64 o = 0; o < s.outputs; ++o) {
             const i64 group = o / outputs_of(s), within = o % outputs_of(s);
-            for (i64 ky = 0; ky < s.kernel_y; ++ky)
-                for (i64 kx = 0; kx < s.kernel_x; ++kx) {
-                    T* to = back + (((group * s.kernel_y + ky) * s.kernel_x + kx) * outputs_of(s) + within) * deep;
-                    for (i64 c = 0; c < deep; ++c)
-                        to[c] = c < channels ? T(widen(weight[((o * channels + c) * s.kernel_y + ky) * s.kernel_x + kx])) : T(0);
-                }
+            for (i64 ky = 0; ky < s.kernel_y; ++ky) {
+                T* to = back + ((group * s.kernel_y + ky) * outputs_of(s) + within) * deep;
+                for (i64 k = s.kernel_x * channels; k < deep; ++k) to[k] = T(0);
+                for (i64 kx = 0; kx < s.kernel_x; ++kx)
+                    for (i64 c = 0; c < channels; ++c)
+                        to[kx * channels + c] = widen(weight[((o * channels + c) * s.kernel_y + ky) * s.kernel_x + kx]);
+            }
         }
     return odd == T(0);
 }
@@ -926,7 +988,7 @@ SPIKING_FN auto with_dtype(int dtype, const Run& run) {
 }
 
 long long block_items(const ConvShape& s) { return s.groups * group_items(s); }
-long long back_items(const ConvShape& s) { return s.kernel_y * s.kernel_x * s.outputs * grad_x_width(s); }
+long long back_items(const ConvShape& s) { return s.kernel_y * s.outputs * rounded_up(s.kernel_x * inputs_of(s), LANES); }
 long long scratch_bytes(const ConvCall& p) { return p.dtype == 1 ? scratch_of<double>(p, 0).bytes : scratch_of<float>(p, 0).bytes; }
 bool pack(const ConvWeights& p) { return with_dtype(p.dtype, [&](auto of) { return pack_all<decltype(of)>(p); }); }
 void unpack(const ConvWeights& p) { with_dtype(p.dtype, [&](auto of) { unpack_all<decltype(of)>(p); }); }

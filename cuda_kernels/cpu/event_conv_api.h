@@ -33,7 +33,7 @@ struct ConvCall {
     const double* grad_moments;    // [2, outputs]
     void* grad_weights;            // [teams, the size of weights], zeroed; null: not wanted
     void* grad_bias;               // [teams, outputs], zeroed; null: not wanted
-    const void* back_weights;      // [groups, kernel_y, kernel_x, outputs, inputs padded to 16]; null: grad_x is not wanted
+    const void* back_weights;      // [groups, kernel_y, outputs / groups, kernel_x·inputs / groups padded to 16]; null: grad_x is not wanted
     void* grad_x;                  // [images, inputs, height, width]
     void* scratch;                 // scratch_bytes for each thread
     int threads, teams;            // teams of threads share the images; the threads of a team share the input channels
