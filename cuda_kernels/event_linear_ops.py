@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as tf
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spiking.errors import SpikingError
 
@@ -30,6 +31,7 @@ from .ops import _library as library
 __all__ = ["choice", "event_linear", "linear", "linear_neurons", "release"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_PLAIN = (Tensor, torch.nn.Parameter)
 _NO_LIMIT = 1 << 62
 _CALLS = 8  # how many calls without gradients a weight is assumed to serve before it changes; they share the cost of packing it
 _LARGEST = (1 << 32) - 64  # inputs of a row: their indices are 32-bit numbers
@@ -70,6 +72,18 @@ def _panels_of(module: Any, weight: Tensor, layout: Any = None) -> _Panels:
     if known is None or known.mark != mark or known.of() is not weight:
         known = _known[key] = _Panels(weight, mark, lambda dead: _forget(key, dead))
     return known
+
+
+def _forget_trained(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    # Fused optimisers change weights without a sign: their version counters stand still. Compiled ones move them.
+    if torch.compiler.is_compiling():
+        return
+    for group in optimiser.param_groups:
+        for weight in group["params"]:
+            _known.pop(id(weight), None)
+
+
+register_optimizer_step_post_hook(_forget_trained)
 
 
 def _keeps(weight: Tensor) -> bool:
@@ -124,7 +138,7 @@ def release() -> None:
 def _compiled_for(x: Tensor, weight: Tensor) -> Any:
     """The compiled module where it can compute this call, else None."""
     dtype = x.dtype
-    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype):
+    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype and type(weight) in _PLAIN):
         return None
     outputs, inputs = weight.shape
     return _compiled() if 0 < inputs < _LARGEST and outputs and x.numel() else None
@@ -426,7 +440,7 @@ def _learns(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _plain(x: Tensor) -> bool:
     """Whether x is memory that kernels may read now: no fake tensor, no transform, no mode that wants to see the operators."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        type(x) in _PLAIN
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
     )

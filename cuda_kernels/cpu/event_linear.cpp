@@ -76,16 +76,20 @@ i64 count_rows(const EventCall& p) {
     return total > p.limit ? -1 : total * 2 + (other ? 0 : 1);
 }
 
-// A list is written in whole vectors and runs over its end: into the list after it, which is written later, except where that belongs
-// to another thread. So the last list of each share is written number by number.
+// A list is written in whole vectors and runs over its end: into lists after it, which are written later, except where they belong to
+// another thread. So what could reach the end of a share is written number by number.
 void list_rows(const u64* bits, i64 words, i64 n, const i64* offsets, u32* lists, i64 rows, int threads) {
     shared_out(rows, threads, [&](i64 first, i64 last) {
-        for (i64 r = first; r + 1 < last; ++r) expand_bits(bits + r * words, n, lists + offsets[r]);
-        if (last <= first) return;
-        const i64 r = last - 1;
-        u32* out = lists + offsets[r];
-        for (i64 w = 0; w < words; ++w)
-            for (u64 word = bits[r * words + w]; word; word &= word - 1) *out++ = u32(64 * w) + u32(__builtin_ctzll(word));
+        for (i64 r = first; r < last; ++r) {
+            const u64* row = bits + r * words;
+            u32* out = lists + offsets[r];
+            if (offsets[r + 1] + LIST_SLACK <= offsets[last]) {
+                expand_bits(row, n, out);
+                continue;
+            }
+            for (i64 w = 0; w < words; ++w)
+                for (u64 word = row[w]; word; word &= word - 1) *out++ = u32(64 * w) + u32(__builtin_ctzll(word));
+        }
     });
 }
 
