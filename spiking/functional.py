@@ -327,7 +327,8 @@ def pool_integrate(
 ) -> tuple[Tensor, Tensor]:
     """`integrate` of pooled input in one pass, the pooled input never in memory: x [T, B, C, H, W], one neuron for each window.
 
-    Each is driven by the maximum or the average of its window, times affine[0] plus affine[1] of its channel where `affine` [2, C] is given.
+    Each is driven by the maximum or the average of its window, times affine[0] plus affine[1] of its channel
+    where `affine` [2, C] is given.
     """
     neurons = x.new_empty(1).expand(*x.shape[:3], x.shape[3] // window, x.shape[4] // window)
     _check_input(where, neurons, state, rule)
