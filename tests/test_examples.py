@@ -49,6 +49,22 @@ def test_stream_events_recognises_simulated_recordings(monkeypatch, capsys):
     assert "one more frame: output spikes [" in out
 
 
+def test_energy_pareto_prints_a_table_and_draws_the_front(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "energy_pareto.py", "--quick")
+    assert out.startswith("SIMULATED N-MNIST, 50 test recordings, digital-sram")
+    rows = {float(line.split()[0]): line for line in out.splitlines()[2:4]}
+    assert set(rows) == {0.0, 10.0}
+    assert rows[0.0].endswith("1.00")
+    assert (tmp_path / "energy_pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_precision_shows_accuracy_and_energy_side_by_side(monkeypatch, capsys):
+    lines = run(monkeypatch, capsys, "precision.py", "--quick").splitlines()
+    assert lines[0].startswith("SIMULATED N-MNIST")
+    assert [line.split(",")[0] for line in lines[3:]] == ["8 bits", "8 bits", "4 bits", "4 bits"]
+    assert all("of 50)" in line and line.count("J ") == 2 for line in lines[3:])
+
+
 @pytest.mark.slow
 def test_train_nmnist_has_the_commands_result(monkeypatch, capsys, tmp_path):
     out = run(monkeypatch, capsys, "train_nmnist.py", "--epochs", "2")

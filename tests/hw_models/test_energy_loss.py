@@ -108,7 +108,8 @@ def test_every_pass_is_priced_by_what_it_did(chip):
             assert energy().item() == pytest.approx(dynamic(model, other, chip), rel=1e-12, abs=0)
 
 
-def test_a_sequence_in_steps_costs_what_it_costs_at_once():
+@pytest.mark.parametrize("name", ["spikes", "recurrent"])
+def test_a_sequence_in_steps_costs_what_it_costs_at_once(name):
     class Steps(nn.Module):
         def __init__(self, net: spiking.Sequential) -> None:
             super().__init__()
@@ -121,7 +122,7 @@ def test_a_sequence_in_steps_costs_what_it_costs_at_once():
                 out.append(y)
             return torch.stack(out)
 
-    net, x = ours("spikes")
+    net, x = ours(name)
     with energy_loss(net) as energy:
         net(x)
         at_once = energy().item()

@@ -172,6 +172,11 @@ def test_states_stay_on_the_grid_and_in_the_range(bits, limit, seed):
     assert float(integers.max()) <= 2 ** (bits - 1) - 1
 
 
+def test_no_kernel_takes_the_rounding_along():
+    layer = FixedPoint(spiking.LIF(), 4, 1.0)
+    assert layer.after_linear(torch.zeros(3, 2, 5), torch.zeros(4, 5), None, None) is None
+
+
 def test_wide_states_change_nothing():
     net, x = small_net(), frames()
     assert torch.equal(hw_models.quantize(net, None, 24, state_range=64.0)(x), net(x))
