@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from spiking.hw_models.hardware import PRECISIONS
+
 from spiking.trace import EventTrace, LayerTrace
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ DEAD_SHARE = 0.5
 DROPPED_SHARE = 0.05
 FEW_SAMPLES = 100
 WIRE_LOSS = 0.01
+_STATED = {"weights": "weight_bits", "states": "state_bits"}
 
 
 class EnergyWarning(NamedTuple):
@@ -189,6 +192,16 @@ def _no_accuracy(found: Estimate) -> Iterator[str]:
         yield "the accuracy at this precision is not stated; energy without accuracy compares nothing."
 
 
+def _not_evaluated(found: Estimate) -> Iterator[str]:
+    stated, bits = found.trace.precision, PRECISIONS[found.precision]
+    finer = [f"{what} of {stated[key]} bits" for what, key in _STATED.items() if stated and stated[key] > bits]
+    if finer:
+        yield (
+            f"priced as {found.precision}, but what ran had {' and '.join(finer)}: quantise the model, and state the accuracy "
+            "that it has then."
+        )
+
+
 def _single_source(found: Estimate) -> Iterator[str]:
     lone = [c.name for c in found.constants if c.single_source]
     if lone:
@@ -286,6 +299,7 @@ _RULES: dict[str, Callable[[Estimate], Iterator[str]]] = {
     "W20": _few_samples,
     "W21": _operating_point,
     "W22": _modelled,
+    "W23": _not_evaluated,
 }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import h5py
 import numpy as np
@@ -291,6 +292,31 @@ def test_a_trace_carries_the_precision_and_its_accuracy(tmp_path):
     trace.save(tmp_path / "trace.h5")
     assert EventTrace.load(tmp_path / "trace.h5").precision == stated
     assert trace["3"].neuron["state_bits"] == 6
+
+
+@pytest.mark.parametrize(
+    ("bits", "precision", "accuracy", "said"),
+    [
+        ((4, 6), "int8", 0.9, None),
+        ((8, 8), "int8", 0.9, None),
+        ((8, 8), "fp32", 0.9, None),
+        ((None, None), "fp32", 0.9, None),
+        ((4, None), "int8", None, r"priced as int8, but what ran had states of 32 bits"),
+        ((None, None), "int8", None, r"had weights of 32 bits and states of 32 bits"),
+        ((12, 16), "int8", None, r"had weights of 12 bits and states of 16 bits"),
+    ],
+)
+def test_an_estimate_says_whether_its_precision_was_evaluated(bits, precision, accuracy, said):
+    net = hw_models.quantize(small_net(), *bits, state_range=4.0)
+    net.precision.measured(0.9, 100)
+    with spiking.record(net) as trace:
+        net(frames())
+    found = hw_models.estimate(trace, "digital-sram", precision=precision)
+    assert found.accuracy == accuracy
+    warned = [w.text for w in found.warnings if w.code == "W23"]
+    assert len(warned) == (said is not None)
+    if said is not None:
+        assert re.search(said, warned[0])
 
 
 def test_traces_from_before_precision_are_read(tmp_path):
