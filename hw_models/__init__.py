@@ -6,7 +6,8 @@ from spiking.hw_models.hardware import Constant, Hardware, available, load
 from spiking.hw_models.intervals import Interval
 from spiking.hw_models.mapping import Placement, place
 from spiking.hw_models.metrics import neurobench
-from spiking.hw_models.report import report, table
+from spiking.hw_models.report import report
+from spiking.hw_models.tables import comparison, table
 from spiking.hw_models.units import figure, si
 from spiking.hw_models.validation import Check, verify
 
@@ -22,6 +23,7 @@ __all__ = [
     "available",
     "check_claim",
     "compare",
+    "comparison",
     "estimate",
     "figure",
     "load",

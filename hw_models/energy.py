@@ -354,14 +354,23 @@ def _twins(found: Estimate, draws: np.ndarray) -> list[Twin]:
     return twins
 
 
+def by_rate(found: Estimate) -> tuple[list[Term], list[Term]]:
+    """(terms that scale with the rate of the spikes, all others); none scale where the trace has no spikes."""
+    analogue = {row.name for row in found.trace.layers if row.operand_class == "analogue" and row.is_weight_layer}
+    active: list[Term] = []
+    fixed: list[Term] = []
+    for t in found.terms:
+        scales = found.spike_rate and t.follows in ("syn", "mac", "spikes") and t.layer not in analogue
+        (active if scales else fixed).append(t)
+    return active, fixed
+
+
 def _break_even(found: Estimate, twin: Sequence[Term]) -> Interval | None:
     """Spikes per synapse and step at which both networks cost the same: what follows spikes scales with their rate."""
-    analogue = {row.name for row in found.trace.layers if row.operand_class == "analogue" and row.is_weight_layer}
-    active = [t for t in found.terms if t.follows in ("syn", "mac", "spikes") and t.layer not in analogue]
-    if not found.spike_rate or not any(t.amount for t in active):
+    active, fixed = by_rate(found)
+    if not any(t.amount for t in active):
         return None
-    fixed = {id(t) for t in active}
-    margin = [*twin, *(t._replace(amount=-t.amount) for t in found.terms if id(t) not in fixed)]
+    margin = [*twin, *(t._replace(amount=-t.amount) for t in fixed)]
     return ratio_of(margin, active) * found.spike_rate
 
 

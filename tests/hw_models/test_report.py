@@ -77,7 +77,7 @@ def written(tmp_path: Path, estimates: Any, **options: Any) -> tuple[Page, dict[
 
 def test_the_json_holds_what_the_estimates_hold(tmp_path, estimates):
     _, content, _ = written(tmp_path, estimates)
-    assert (content["schema"], content["version"]) == ("spiking-report", "1.0")
+    assert (content["schema"], content["version"]) == ("spiking-report", "1.1")
     assert content["trace"]["n_samples"] == 2
     for entry, found in zip(content["estimates"], estimates, strict=True):
         assert entry["energy_J"] == dict(zip(("low", "nominal", "high"), found.energy))
