@@ -208,10 +208,11 @@ def latency(trace: EventTrace, placement: Placement, prices: Prices) -> Interval
     if "synop_time" not in chip.constants:
         return None
     wait = barrier(chip, placement.n_tiles, placement.chips)
+    exact = _recorded(trace, placement)
     ends = []
     for end in range(3):
         t = times(chip, end)
-        low, high = _from_events(trace, placement, t) or _from_counts(trace, placement, t)
+        low, high = _from_events(exact, t) if exact else _from_counts(trace, placement, t)
         ends.append((low + trace.n_steps * wait[end], high + trace.n_steps * wait[end]))
     for name in _TIMES:
         if f"{name}_time" in chip.constants:
@@ -226,63 +227,98 @@ def step_times(generate: np.ndarray, receive: np.ndarray, path: np.ndarray) -> t
     return np.maximum(g, r), g + r + path
 
 
-def load_of(
-    projection: Projection, spikes: Any, t: Times, mesh: Mesh
-) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], np.ndarray]:
-    """(sending seconds by core, receiving seconds by core, longest path), each [steps], of spikes [steps, elements].
+class Traffic:
+    """What the spikes [steps, elements] of one projection send and deliver, by core and step.
 
-    `spikes` is an array or a scipy sparse matrix of zeros and ones.
+    `spikes` is an array or a scipy sparse array of zeros and ones.
     """
-    hit = (projection.reach != 0).astype(np.float64)
-    cores, which = np.unique(projection.source_core, return_inverse=True)
-    packets = np.zeros((len(which), len(cores)))
-    packets[np.arange(len(which)), which] = hit.sum(0)
-    sent = np.asarray(spikes @ packets) * t.packet_out
-    got = np.asarray(spikes @ (hit.T * t.packet_in + projection.reach.T * t.synop))
-    hops_x, hops_y = _distances(projection, mesh)
-    longest = (hit * (hops_x * t.hop_ew + hops_y * t.hop_ns)).max(0) if len(hit) else np.zeros(len(which))
-    path = (
-        spikes.multiply(longest).max(1).toarray().reshape(-1)
-        if hasattr(spikes, "multiply")
-        else (spikes * longest).max(1)
-    )
-    return (
-        {int(c): sent[:, i] for i, c in enumerate(cores)},
-        {c: got[:, i] for i, c in enumerate(projection.cores)},
-        path,
-    )
+
+    def __init__(self, projection: Projection, spikes: Any, mesh: Mesh) -> None:
+        hit = (projection.reach != 0).astype(np.float64)
+        self.source_cores, which = np.unique(projection.source_core, return_inverse=True)
+        self.cores = projection.cores
+        packets = np.zeros((len(which), len(self.source_cores)))
+        packets[np.arange(len(which)), which] = hit.sum(0)
+        self.sent = np.asarray(spikes @ packets)
+        self.packets = np.asarray(spikes @ hit.T)
+        self.synops = np.asarray(spikes @ projection.reach.T.astype(np.float64))
+        self._spikes, self._hit, self._hops = spikes, hit, _distances(projection, mesh)
+        self._paths: dict[tuple[float, float], np.ndarray] = {}
+
+    def receive(self, t: Times) -> np.ndarray:
+        """Seconds of receiving, [steps, target cores]."""
+        return self.packets * t.packet_in + self.synops * t.synop
+
+    def path(self, t: Times) -> np.ndarray:
+        """Seconds of the longest path of a packet in each step."""
+        key = (t.hop_ew, t.hop_ns)
+        if key not in self._paths:
+            hops_x, hops_y = self._hops
+            seconds = self._hit * (hops_x * t.hop_ew + hops_y * t.hop_ns)
+            longest = seconds.max(0) if len(seconds) else np.zeros(seconds.shape[1])
+            s = self._spikes
+            if hasattr(s, "multiply"):
+                self._paths[key] = s.multiply(longest).tocsr().max(1).toarray().reshape(-1)
+            else:
+                self._paths[key] = (s * longest).max(1)
+        return self._paths[key]
 
 
-def _from_events(trace: EventTrace, placement: Placement, t: Times) -> tuple[float, float] | None:
-    """(overlapped, serial) seconds per sample without barriers, if the trace holds the events of every projection."""
-    matrices = {p.name: trace.spike_matrix(p.row) for p in placement.projections}
-    if not matrices or any(m is None for m in matrices.values()):
+class _Recorded(NamedTuple):
+    """Events of a placed run, by core: neurons and their active share, spikes fired, and the traffic of projections."""
+
+    neurons: dict[int, tuple[int, np.ndarray]]
+    fired: dict[int, np.ndarray]
+    traffic: list[Traffic]
+    n_samples: int
+    n_rows: int
+
+
+def _recorded(trace: EventTrace, placement: Placement) -> _Recorded | None:
+    """The events of every projection, or None if the trace does not hold them."""
+    traffic = []
+    for projection in placement.projections:
+        spikes = trace.spike_matrix(projection.row)
+        if spikes is None:
+            return None
+        traffic.append(Traffic(projection, spikes, placement.mesh))
+    if not traffic:
         return None
-    steps = trace.n_samples * trace.n_steps
-    generate: dict[int, np.ndarray] = {}
-    receive: dict[int, np.ndarray] = {}
-    longest = np.zeros(steps)
+    neurons: dict[int, tuple[int, np.ndarray]] = {}
+    fired: dict[int, np.ndarray] = {}
     for name, cores in placement.populations.items():
         if name in placement.inputs:
             continue
         row = trace[name]
-        per_sample = row.counts["updates_active"] / np.maximum(row.counts["updates"], 1)
-        share = np.tile(per_sample if row.kind == "neuron" else np.ones(trace.n_steps), trace.n_samples)
-        fired = trace.spike_matrix(row) if row.kind == "neuron" and t.spike else None
-        for core in cores:
-            n = core.stop - core.start
-            busy = n * (t.idle + share * (t.active - t.idle))
-            if fired is not None:
-                busy = busy + np.asarray(fired[:, core.start : core.stop].sum(1)).reshape(-1) * t.spike
-            generate[core.core] = busy
-    for projection in placement.projections:
-        sent, got, path = load_of(projection, matrices[projection.name], t, placement.mesh)
-        for whole, part in ((generate, sent), (receive, got)):
-            for core_id, seconds in part.items():
-                whole[core_id] = whole.get(core_id, 0.0) + seconds
-        longest = np.maximum(longest, path)
+        share = row.counts["updates_active"] / np.maximum(row.counts["updates"], 1)
+        share = np.tile(share if row.kind == "neuron" else np.ones(trace.n_steps), trace.n_samples)
+        spikes = trace.spike_matrix(row) if row.kind == "neuron" else None
+        if spikes is not None:
+            member = np.zeros((row.n_outputs, len(cores)))
+            for i, core in enumerate(cores):
+                member[core.start : core.stop, i] = 1
+            fired |= {core.core: column for core, column in zip(cores, np.asarray(spikes @ member).T)}
+        neurons |= {core.core: (core.stop - core.start, share) for core in cores}
+    return _Recorded(neurons, fired, traffic, trace.n_samples, trace.n_samples * trace.n_steps)
+
+
+def _from_events(recorded: _Recorded, t: Times) -> tuple[float, float]:
+    """(overlapped, serial) seconds per sample without barriers, step by step."""
+    generate: dict[int, np.ndarray] = {}
+    receive: dict[int, np.ndarray] = {}
+    longest = np.zeros(recorded.n_rows)
+    for core, (n, share) in recorded.neurons.items():
+        generate[core] = n * (t.idle + share * (t.active - t.idle))
+    for core, spikes in recorded.fired.items():
+        generate[core] = generate[core] + spikes * t.spike
+    for traffic in recorded.traffic:
+        for i, core in enumerate(traffic.source_cores.tolist()):
+            generate[core] = generate.get(core, 0.0) + traffic.sent[:, i] * t.packet_out
+        for core, seconds in zip(traffic.cores, traffic.receive(t).T):
+            receive[core] = receive.get(core, 0.0) + seconds
+        longest = np.maximum(longest, traffic.path(t))
     low, high = step_times(np.stack([*generate.values()], 1), np.stack([*receive.values()], 1), longest)
-    return float(low.sum()) / trace.n_samples, float(high.sum()) / trace.n_samples
+    return float(low.sum()) / recorded.n_samples, float(high.sum()) / recorded.n_samples
 
 
 def _from_counts(trace: EventTrace, placement: Placement, t: Times) -> tuple[float, float]:

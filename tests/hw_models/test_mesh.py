@@ -84,11 +84,10 @@ def test_step_times_are_the_golden_ones(case):
         for step in range(steps):
             np.add.at(generate[step], cores, busy[step])
     for source, _, projection in placed.links:
-        sent, got, path = mesh.load_of(projection, placed.spikes[source], t, placed.mesh)
-        for whole, part in ((generate, sent), (receive, got)):
-            for core, seconds in part.items():
-                whole[:, core] += seconds
-        longest = np.maximum(longest, path)
+        traffic = mesh.Traffic(projection, placed.spikes[source], placed.mesh)
+        generate[:, traffic.source_cores] += traffic.sent * t.packet_out
+        receive[:, traffic.cores] += traffic.receive(t)
+        longest = np.maximum(longest, traffic.path(t))
     low, high = (seconds + c["t_sync"] for seconds in mesh.step_times(generate, receive, longest))
     np.testing.assert_allclose(low, case["expect"]["latency_ns_per_step_overlapped"], rtol=1e-12)
     np.testing.assert_allclose(low, case["simulator"]["sim_time_ns_simple_per_step"], rtol=1e-12)
