@@ -104,7 +104,8 @@ def rate_plot(e: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     meets = [t["break_even_rate"]["nominal"] for t in e["twins"] if t["break_even_rate"]]
     first = next((t["break_even_rate"]["nominal"] for t in e["twins"] if t["break_even_rate"]), None)
-    right = max([1.6 * curve["rate"], *(1.3 * m for m in meets if 0 < m <= 12 * curve["rate"] or m == first)])
+    reached = [1.3 * m for m in meets if 0 < m <= 12 * curve["rate"] or m == first]
+    right = min(1.0, max([1.6 * curve["rate"], *reached]))  # no synapse gets more than one spike a step
     top = 1.15 * max(curve["fixed_J"]["nominal"] + right * curve["per_rate_J"]["nominal"], _fair_top(e))
 
     def at(rate: float, joules: float) -> str:
@@ -119,6 +120,8 @@ def rate_plot(e: Mapping[str, Any]) -> dict[str, Any] | None:
         if level <= top:
             lines.append({"css": f"twin{i}", "d": f"M{at(0, level)} L{at(right, level)}", "label": twin["title"]})
     return {
+        "right": right,
+        "top": top,
         "lines": lines,
         "hidden": [t["title"] for t in e["twins"] if t["energy_J"]["nominal"] > top],
         "band": "M" + " L".join([*line("low"), *reversed(line("high"))]) + " Z",
@@ -146,7 +149,9 @@ def rates_plot(activity: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         places = [(100 * (t + 0.5) / steps, 100 - 100 * r / top) for t, r in enumerate(rates)]
         if steps == 1:
             places = [(0.0, places[0][1]), (100.0, places[0][1])]
-        lines.append({"css": f"p{i % 8}", "d": "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in places), "label": row["name"]})
+        lines.append(
+            {"css": f"p{i % 8}", "d": "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in places), "label": row["name"]}
+        )
     shown = sorted({round(v) for v in _steps(steps)} | {1})
     return {
         "lines": lines,
@@ -200,12 +205,16 @@ def ratio_rows(e: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _named(e: Mapping[str, Any]) -> str:
+    return f"{e['hardware']} · {e['label']}" if e["label"] else str(e["hardware"])
+
+
 def energy_rows(estimates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The energies on several pieces of hardware, for `log_axis`."""
     several = len({(e["accounting"], e["precision"]) for e in estimates}) > 1
     return [
         {
-            "label": e["hardware"] + (f" · {e['precision']} · {e['accounting']}" if several else ""),
+            "label": _named(e) + (f" · {e['precision']} · {e['accounting']}" if several else ""),
             "text": si(e["energy_J"]["nominal"], "J"),
             "chosen": i == 0,
             "value": e["energy_J"],

@@ -16,13 +16,24 @@ from spiking.hw_models.hardware import ACCOUNTINGS, MARKS
 from spiking.hw_models.intervals import Interval, total
 from spiking.hw_models.mapping import Placement
 
+from spiking.errors import SpikingError
+
 VERSION = "1.1"
 
 
 def document(
-    estimates: Sequence[Estimate], *, title: str = "", facts: Mapping[str, str] | None = None
+    estimates: Sequence[Estimate],
+    *,
+    title: str = "",
+    facts: Mapping[str, str] | None = None,
+    labels: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The report's content as plain data; `report.schema.json` beside this file describes it."""
+    """The report's content as plain data; `labels` say whose each estimate is, where there are several traces.
+
+    Errors: SpikingError if the labels are not as many as the estimates.
+    """
+    if labels and len(labels) != len(estimates):
+        raise SpikingError(f"report: got {len(labels)} labels of {len(estimates)} estimates; expected one each.")
     trace = estimates[0].trace
     priced = [e.accountings() for e in estimates]
     return {
@@ -43,7 +54,10 @@ def document(
             "recorded_utc": trace.created,
             "software": trace.software,
         },
-        "estimates": [_estimate(e, of) for e, of in zip(estimates, priced)],
+        "estimates": [
+            {"label": str(label), **_estimate(e, of)}
+            for label, e, of in zip(labels or [""] * len(estimates), estimates, priced)
+        ],
         "activity": [_activity(row) for row in trace.neurons],
         "assumptions": _assumptions(estimates),
         "constants": _constants(priced),
@@ -76,7 +90,7 @@ def _estimate(e: Estimate, priced: Mapping[str, Estimate]) -> dict[str, Any]:
         "spike_rate": e.spike_rate,
         "rate_curve": _rate_curve(e),
         "fair": None if e.fair is None else e.fair.name,
-        "twins": [_twin(twin, e) for twin in e.twins],
+        "twins": [_twin(twin) for twin in e.twins],
         "tornado_J": {name: list(ends) for name, ends in e.tornado.items()},
         "variance_share": e.shares,
         "cores": e.facts.get("cores"),
@@ -105,15 +119,14 @@ def _estimate(e: Estimate, priced: Mapping[str, Estimate]) -> dict[str, Any]:
     }
 
 
-def _twin(twin: Twin, e: Estimate) -> dict[str, Any]:
-    inverse = 1 / twin.energy.nominal if twin.energy.nominal else math.nan
+def _twin(twin: Twin) -> dict[str, Any]:
     return {
         "name": twin.name,
         "title": twin.title,
         "energy_J": _interval(twin.energy),
         "ratio": _interval(twin.ratio),
         "ratio_drawn": _interval(twin.ratio_drawn),
-        "ratio_sampling": _interval(e.sampling * inverse),
+        "ratio_sampling": _interval(twin.ratio_sampling),
         "break_even_rate": None if twin.break_even is None else _interval(twin.break_even),
     }
 
@@ -141,7 +154,9 @@ def _placement(found: object) -> dict[str, Any] | None:
             {
                 "name": name,
                 "utilisation": utilisation[name],
-                "cores": [{"id": c.core, "tile": list(found.mesh.tile(c.core)), "neurons": c.stop - c.start} for c in cores],
+                "cores": [
+                    {"id": c.core, "tile": list(found.mesh.tile(c.core)), "neurons": c.stop - c.start} for c in cores
+                ],
             }
             for name, cores in found.populations.items()
         ],
@@ -153,7 +168,7 @@ def _accounting(priced: Estimate) -> dict[str, Any]:
         "accounting": priced.accounting,
         "energy_J": _interval(priced.energy),
         "energy_drawn_J": _interval(priced.energy_drawn),
-        "fair": None if priced.fair is None else _twin(priced.fair, priced),
+        "fair": None if priced.fair is None else _twin(priced.fair),
         "ann_J": _interval(priced.ann),
         "ratio": _interval(priced.ratio),
         "ratio_sampling": _interval(priced.ratio_sampling),

@@ -70,7 +70,8 @@ class Twin:
     """A conventional network of the same shape, and what the spiking network is to it.
 
     `name`: "q3" has activations of 3 bits, "int8" and "fp32" are whole networks of that precision. `ratio` is SNN over
-    twin, with its bounds; `ratio_drawn` the 5, 50 and 95 % points of the Monte Carlo draws. `break_even`: the spikes per
+    twin, with its bounds; `ratio_drawn` the 5, 50 and 95 % points of the Monte Carlo draws, `ratio_sampling` 5 and 95 % of
+    a bootstrap over the recorded samples with nominal constants. `break_even`: the spikes per
     synapse and step at which both cost the same, None where the trace has no spikes; below 0 no rate breaks even.
     """
 
@@ -79,6 +80,7 @@ class Twin:
     energy: Interval
     ratio: Interval
     ratio_drawn: Interval
+    ratio_sampling: Interval
     break_even: Interval | None
     constants: list[Constant] = field(repr=False)
     terms: list[Term] = field(default_factory=list, repr=False)
@@ -173,8 +175,10 @@ class Estimate:
         return {name: self if name == self.accounting else reprice(self, name) for name in ACCOUNTINGS}
 
     def summary(self) -> str:
-        """The answer in one line: the ratio, both intervals, and the number of warnings."""
-        r, s = self.ratio, self.ratio_sampling
+        """The answer in one line: the ratio against the fair twin, both intervals, and the number of warnings."""
+        twin = self.fair
+        name = "ANN of the same precision" if twin is None else twin.title
+        r, s = (self.ratio, self.ratio_sampling) if twin is None else (twin.ratio, twin.ratio_sampling)
         constants = (
             f"{figure(r.low)}–{figure(r.high)} over the constants" if r.known else "constants without a known interval"
         )
@@ -184,7 +188,7 @@ class Estimate:
             else "1 sample"
         )
         n = len(self.warnings)
-        return f"SNN/ANN energy {figure(r.nominal)} ({constants}; {inputs}); {n} warning{'s' * (n != 1)}"
+        return f"SNN/ANN energy {figure(r.nominal)} ({name}; {constants}; {inputs}); {n} warning{'s' * (n != 1)}"
 
 
 def estimate(
@@ -339,13 +343,15 @@ def _twins(found: Estimate, draws: np.ndarray) -> list[Twin]:
             continue
         costs = _ann(trace, chip, precision, found.accounting, found.ann_steps, found.options, width)
         terms = [*costs.terms, *(costs.leakage() if found.accounting != "published" else ())]
+        energy = total(terms)
         twins.append(
             Twin(
                 name=name,
                 title=title,
-                energy=total(terms),
+                energy=energy,
                 ratio=ratio_of(found.terms, terms),
                 ratio_drawn=_quotient(draws, drawn(terms, found.seed)),
+                ratio_sampling=found.sampling * (1 / energy.nominal if energy.nominal else math.nan),
                 break_even=_break_even(found, terms),
                 constants=costs.used,
                 terms=terms,

@@ -45,15 +45,16 @@ def report(
     title: str = "",
     recording: Recording | None = None,
     accuracy: float | None = None,
+    labels: Sequence[str] = (),
     facts: Mapping[str, str] | None = None,
     figures: Mapping[str, Figure | bytes | str | PathLike[str]] | None = None,
 ) -> dict[str, Any]:
     """Write an HTML page and, beside it under the same stem, the same content as JSON; return that content.
 
     The first estimate gives the page's opening: its ratio against the fair twin. `recording` is the sample that plays
-    (default: the first that the trace kept); `accuracy` (0…1) is the accuracy at the priced precision; `facts` are further
-    lines for the head; `figures` maps captions to matplotlib figures, PNG bytes or image files, which are copied into the
-    page.
+    (default: the first that the trace kept); `accuracy` (0…1) is the accuracy at the first estimate's precision; `labels`,
+    one per estimate, say whose it is where traces of several models are compared; `facts` are further lines for the head;
+    `figures` maps captions to matplotlib figures, PNG bytes or image files, which are copied into the page.
     Errors: SpikingError if there is nothing to report, or a file cannot be read or written.
 
     >>> import os, tempfile, torch, spiking
@@ -70,11 +71,11 @@ def report(
     if not found:
         raise SpikingError("report: got no estimates; expected at least one. Call hw_models.estimate first.")
     if accuracy is not None:
-        found = [reprice(e, e.accounting, accuracy) for e in found]
+        found = [reprice(e, e.accounting, accuracy) if e.precision == found[0].precision else e for e in found]
     page = Path(path)
     if page.suffix.lower() not in (".html", ".htm"):
         raise SpikingError(f"{page}: got the ending {page.suffix!r}; expected .html.")
-    content = document(found, title=title, facts=facts)
+    content = document(found, title=title, facts=facts, labels=labels)
     if recording is None and found[0].trace.recordings:
         recording = found[0].trace.recordings[0]
     images = [(str(caption), _data_url(image, str(caption))) for caption, image in (figures or {}).items()]
