@@ -17,6 +17,7 @@ SILENT_RATE = 1e-4
 DEAD_SHARE = 0.5
 DROPPED_SHARE = 0.05
 FEW_SAMPLES = 100
+WIRE_LOSS = 0.01
 
 
 class EnergyWarning(NamedTuple):
@@ -208,9 +209,19 @@ def _converters(found: Estimate) -> Iterator[str]:
         return
     if found.accounting == "published":
         yield f"{found.hardware.name}: the figure has no converters, buffers or neurons in it."
+    yield from _wires(found)
     bits, lossless = found.facts.get("adc_bits"), found.facts.get("adc_bits_lossless")
     if isinstance(bits, int) and isinstance(lossless, int) and bits < lossless:
         yield f"{found.hardware.name}: converters of {bits} bits; {lossless} lose nothing. State the accuracy with {bits}."
+
+
+def _wires(found: Estimate) -> Iterator[str]:
+    loss = found.facts.get("wire_loss")
+    if isinstance(loss, float) and loss > WIRE_LOSS:
+        yield (
+            f"{found.hardware.name}: the wires of its arrays take {loss:.1%} of a read's energy and more of its currents: "
+            "smaller arrays, or lower conductances, would keep the values."
+        )
 
 
 def _mixed(found: Estimate) -> Iterator[str]:

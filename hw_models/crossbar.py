@@ -19,6 +19,7 @@ from spiking.hw_models.digital import Costs, Prices, host_prices, row_terms
 from spiking.hw_models.event import interval
 from spiking.hw_models.hardware import Constant, Hardware
 from spiking.hw_models.intervals import Interval, Term
+from spiking.hw_models.mapping import axis_values, padding_values
 
 from spiking.errors import SpikingError
 from spiking.trace import EventTrace, LayerTrace
@@ -246,6 +247,9 @@ def cost(
         facts |= {"tilings": tilings, "arrays": sum(t.tiles for t in tilings.values())}
         lossless = max(t.adc_bits_lossless for t in tilings.values())
         facts |= {"adc_bits_lossless": lossless, "adc_bits": adc_bits or lossless}
+        rows = [row for row in trace.layers if row.name in tilings]
+        events = sum(int(row.counts["in_nnz"].sum()) for row in rows)
+        facts["wire_loss"] = wire_loss(chip, events / max(sum(int(row.counts["in_numel"].sum()) for row in rows), 1))
         found.latency = latency * (1 / trace.n_samples)
     found.facts = facts
     found.used = list(dict.fromkeys([*prices.used, *host.used]))
@@ -263,10 +267,10 @@ def _array_terms(
     adc_bits: int | None,
 ) -> list[Term]:
     """Reads of the arrays of one layer, over as many (position, row block) pairs as hold a spike."""
-    cell, dac = prices.constant("cell_read"), prices.constant("dac")
+    dac = prices.constant("dac")
     phases, columns = tiling.phases, tiling.phys_columns
     driven = active_rows * phases
-    terms = [Term(row.name, "compute", driven * columns, interval(cell), cell.group, "syn")]
+    terms = _cell_terms(row, tiling, prices, driven)
     if accounting == "published":
         return terms
     conversions = blocks.nominal * phases * columns
@@ -292,6 +296,71 @@ def _array_terms(
             term("communication", moved, prices.constant("bus_byte")),
         ]
     return terms
+
+
+def _cell_terms(row: LayerTrace, tiling: Tiling, prices: Prices, driven: float) -> list[Term]:
+    """Reading the cells of the driven rows: V²·t·ΣG with the weights' own conductances where the file states a cell's
+    (`g_min`, `g_max`, `v_read`; one cell per weight and sign, a run's rows known), else a price per cell.
+    """
+    known = prices.chip.constants
+    if not {"g_min", "g_max", "v_read"} <= known.keys() or tiling.slices != 1 or not driven:
+        cell = prices.constant("cell_read")
+        return [Term(row.name, "compute", driven * tiling.phys_columns, interval(cell), cell.group, "syn")]
+    counts = row_counts(row)
+    if counts is None or not row.row_abs_w.size:
+        raise SpikingError(
+            f"{prices.chip.name}: the file states conductances, and the trace has no weight magnitudes for layer {row.name}. "
+            "Record it again, or state cell_read instead."
+        )
+    low, high, volt, time = (interval(prices.constant(n)) for n in ("g_min", "g_max", "v_read", "read_time"))
+    pulse = volt.times(volt).times(time)
+    span = Interval(max(high.low - low.high, 0.0), high.nominal - low.nominal, high.high - low.low)
+    times = driven / max(float(counts.sum()), 1.0)  # phases, or passes of the conventional network
+    weights = float(counts @ row.row_abs_w.astype(np.float64)) / (row.w_abs_max or 1.0)
+    group = prices.constant("g_max").group
+    return [
+        Term(row.name, "compute", times * float(counts.sum()) * 2 * tiling.columns, low.times(pulse), group, "syn"),
+        Term(row.name, "compute", times * weights, span.times(pulse), group, "syn"),
+    ]
+
+
+def row_counts(row: LayerTrace) -> np.ndarray | None:
+    """How often each row of the weight matrix met a non-zero operand over the run, int64 [rows of all groups].
+
+    Exact, from the counts per operand element. None for transposed convolutions and other padding than zeros.
+    """
+    counts = row.spike_count.reshape(row.in_shape)
+    if row.kind == "linear":
+        return counts.reshape(-1, row.in_shape[-1]).sum(0)
+    if row.kind.startswith("convtranspose") or row.config.get("padding_mode", "zeros") != "zeros":
+        return None
+    dims = len(row.in_shape) - 1
+    kernel = row.weight_shape[2:]
+    stride, dilation = (axis_values(row.config.get(n, 1), dims) for n in ("stride", "dilation"))
+    padding = padding_values(row.config.get("padding", 0), kernel, dilation)
+    found = np.zeros((row.in_shape[0], *kernel), np.int64)
+    for tap in np.ndindex(*kernel):
+        taken = counts
+        for d, k in enumerate(tap):
+            at = np.arange(row.out_shape[1 + d]) * stride[d] - padding[d] + k * dilation[d]
+            taken = taken.take(at[(at >= 0) & (at < row.in_shape[1 + d])], axis=1 + d)
+        found[(slice(None), *tap)] = taken.reshape(row.in_shape[0], -1).sum(1)
+    return found.reshape(-1)
+
+
+def wire_loss(chip: Hardware, rate: float) -> float:
+    """Error of reads without wires, E/E_nodal − 1, for an array of mean conductance of which `rate` of the rows are driven.
+
+    0 where the hardware file states no wires (`r_word`, `r_bit`) or no conductances.
+    """
+    names = ("r_word", "r_bit", "g_min", "g_max", "v_read", "rows", "columns")
+    if not all(name in chip.constants for name in names):
+        return 0.0
+    r_word, r_bit, g_min, g_max, volt, rows, columns = (chip.get(name) for name in names)
+    driven = np.zeros(int(rows))
+    driven[np.linspace(0, rows - 1, max(1, round(rate * rows))).round().astype(int)] = volt
+    cells = np.full((int(rows), int(columns)), (g_min + g_max) / 2)
+    return read_array(cells, driven, 1.0, r_word, r_bit).error
 
 
 def _priced(c: Constant) -> tuple[Interval, str]:

@@ -219,10 +219,18 @@ def cost(trace: EventTrace, chip: Hardware, precision: str, accounting: str, reu
 
 
 def ann_cost(
-    trace: EventTrace, prices: Prices, accounting: str, passes: int, activation_bits: int | None = None
+    trace: EventTrace,
+    prices: Prices,
+    accounting: str,
+    passes: int,
+    activation_bits: int | None = None,
+    zeros: float = 0.0,
 ) -> Costs:
-    """The equal conventional network: every weight layer dense, activations instead of spikes, no neuron state."""
-    return _timed(list(_ann_terms(trace, prices, accounting, passes, activation_bits)), passes, prices)
+    """The equal conventional network: every weight layer dense, activations instead of spikes, no neuron state.
+
+    `zeros` of its activations are zero, and hardware skips them, in all layers behind the first activations.
+    """
+    return _timed(list(_ann_terms(trace, prices, accounting, passes, activation_bits, zeros)), passes, prices)
 
 
 def _timed(terms: list[Term], steps: int, prices: Prices) -> Costs:
@@ -326,12 +334,15 @@ def _address_bits(n: int) -> int:
 
 
 def _ann_terms(
-    trace: EventTrace, prices: Prices, accounting: str, passes: int, activation_bits: int | None
+    trace: EventTrace, prices: Prices, accounting: str, passes: int, activation_bits: int | None, zeros: float
 ) -> Iterable[Term]:
     moved = activation_bits or prices.bits
+    active = 1.0
     for row in trace.layers:
+        if row.kind == "neuron":
+            active = 1.0 - zeros
         if row.is_weight_layer:
-            count = passes * (row.dense_padded if accounting == "published" else row.dense)
+            count = active * passes * (row.dense_padded if accounting == "published" else row.dense)
             yield from macs(row.name, "compute", count, prices, bits=activation_bits)
             if accounting == "published":
                 continue
@@ -343,7 +354,7 @@ def _ann_terms(
                 accumulator, group = prices.accumulator(row)
                 yield Term(row.name, "accumulators", 2 * count, accumulator, group)
                 queue, group = prices.event_bit()
-                yield Term(row.name, "communication", passes * row.n_inputs * moved, queue, group)
+                yield Term(row.name, "communication", active * passes * row.n_inputs * moved, queue, group)
         elif row.kind == "matmul":
             yield from macs(row.name, "compute", passes * row.dense, prices, bits=activation_bits)
         elif row.kind == "norm" and not row.folded_into and accounting != "published":

@@ -95,6 +95,7 @@ class Options:
     adc: str = "isaac"
     adc_bits: int | None = None
     gating: bool = True
+    ann_zeros: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def estimate(
     accounting: str | None = None,
     accuracy: float | None = None,
     ann_steps: int | None = None,
+    ann_zeros: float = 0.0,
     reuse_static: bool = False,
     chips: int = 1,
     weight_sharing: bool = False,
@@ -214,7 +216,8 @@ def estimate(
 
     `hardware` is a name of `hw_models.available()`, a TOML file or a `Hardware`; `precision` one of fp32, fp16, int32,
     int8, and `accounting` one of published, operations, with-memory: without them the hardware file's own choice holds.
-    `ann_steps` passes of the equal ANN: 1, or T for a recurrent model, unless stated. `reuse_static=True` counts the MACs
+    `ann_steps` passes of the equal ANN: 1, or T for a recurrent model, unless stated; `ann_zeros`: share of its activations
+    that are zero and that digital hardware skips (0…1, beyond the first layer). `reuse_static=True` counts the MACs
     of an input that is the same in every step once. `accuracy` (0…1) at this precision is carried into the report.
     Meshes: `chips` in a row that may be used; `weight_sharing` stores a kernel once per core. Crossbars: the converter
     model `adc` (isaac, survey, k1k2) at `adc_bits` (None: as many as lose nothing); `gating` skips the reads of row blocks
@@ -248,10 +251,12 @@ def estimate(
         raise SpikingError(f"estimate: got accuracy={accuracy}; expected a fraction between 0 and 1.")
     if ann_steps is not None and ann_steps < 1:
         raise SpikingError(f"estimate: got ann_steps={ann_steps}; expected 1 or more.")
+    if not 0 <= ann_zeros < 1:
+        raise SpikingError(f"estimate: got ann_zeros={ann_zeros}; expected a fraction from 0 to less than 1.")
     if chips < 1:
         raise SpikingError(f"estimate: got chips={chips}; expected 1 or more.")
     passes = ann_steps if ann_steps is not None else trace.n_steps if trace.recurrent else 1
-    options = Options(chips, weight_sharing, adc, adc_bits, gating)
+    options = Options(chips, weight_sharing, adc, adc_bits, gating, ann_zeros)
     costs = _snn(trace, chip, precision, accounting, reuse_static, options)
     equal = _ann(trace, chip, precision, accounting, passes, options)
     dynamic = costs.terms
@@ -320,12 +325,12 @@ def _ann(
 ) -> Costs:
     """The equal network on the same hardware where it can run there, else on a digital host of the same node."""
     if chip.kind == "digital":
-        return digital.ann_cost(trace, Prices(chip, precision), accounting, passes, bits)
+        return digital.ann_cost(trace, Prices(chip, precision), accounting, passes, bits, options.ann_zeros)
     if chip.kind == "event" and not chip.skips_zeros:
         return event.ann_cost(trace, chip, precision, accounting, passes)
     if chip.kind in ("crossbar", "macro") and precision == "int8":
         return crossbar.ann_cost(trace, chip, accounting, passes, bits or 8, options.adc, options.adc_bits)
-    return digital.ann_cost(trace, host_prices(chip, precision), accounting, passes, bits)
+    return digital.ann_cost(trace, host_prices(chip, precision), accounting, passes, bits, options.ann_zeros)
 
 
 def _twins(found: Estimate, draws: np.ndarray) -> list[Twin]:

@@ -49,6 +49,7 @@ UNITS = {
     "GB/s": ("B/s", 1e9),
     "uS": ("S", 1e-6),
     "V": ("V", 1.0),
+    "ohm": ("ohm", 1.0),
     "um2": ("m2", 1e-12),
     "mm2": ("m2", 1e-6),
     "bit": ("bit", 1.0),
@@ -64,6 +65,7 @@ _DIMENSIONS = {
     "B/s": "a bandwidth",
     "S": "a conductance",
     "V": "a voltage",
+    "ohm": "a resistance",
     "m2": "an area",
     "bit": "a number of bits",
     "1": "a plain number",
@@ -86,6 +88,7 @@ QUANTITIES: dict[str, str] = {
     "macro_mac": "J",
     **dict.fromkeys(("g_min", "g_max"), "S"),
     "v_read": "V",
+    **dict.fromkeys(("r_word", "r_bit"), "ohm"),
     **dict.fromkeys(("core_area", "cell_area", "adc_area"), "m2"),
 }
 """Constants that a file may hold: name → SI unit. `barrier_<n>_time`, the barrier over n tiles, is a time as well."""

@@ -43,9 +43,9 @@ class Connectivity:
         self.transposed = row.kind.startswith("convtranspose")
         self.groups = int(c.get("groups", 1))
         kernel = row.weight_shape[2:]
-        dilation = _axes(c.get("dilation", 1), dims)
-        stride = _axes(c.get("stride", 1), dims)
-        padding = _padding(c.get("padding", 0), kernel, dilation)
+        dilation = axis_values(c.get("dilation", 1), dims)
+        stride = axis_values(c.get("stride", 1), dims)
+        padding = padding_values(c.get("padding", 0), kernel, dilation)
         wraps = c.get("padding_mode", "zeros") == "circular"
         self.axes = [
             _axis(row.in_shape[1 + d], row.out_shape[1 + d], kernel[d], stride[d], padding[d], dilation[d],
@@ -107,14 +107,16 @@ class Connectivity:
         return int(np.count_nonzero(self.reach(start, stop)))
 
 
-def _axes(value: Any, dims: int) -> list[int]:
+def axis_values(value: Any, dims: int) -> list[int]:
+    """A layer's setting as one value per spatial axis."""
     return [int(v) for v in value] if isinstance(value, tuple | list) else [int(value)] * dims
 
 
-def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+def padding_values(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """A layer's padding before each spatial axis, "same" and "valid" included."""
     if value == "same":
         return [d * (k - 1) // 2 for k, d in zip(kernel, dilation)]
-    return [0] * len(kernel) if value == "valid" else _axes(value, len(kernel))
+    return [0] * len(kernel) if value == "valid" else axis_values(value, len(kernel))
 
 
 def _axis(

@@ -232,3 +232,80 @@ def test_arrays_are_read_with_sensible_shapes():
         crossbar.read_array(np.ones((2, 2)), np.ones(2), 1e-8, 0, 1)
     with pytest.raises(SpikingError, match="adc_survey: got 3 bits; expected 4 or more"):
         crossbar.adc_survey(3, 32, 1e8)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+        nn.Conv1d(2, 3, 3, dilation=2, padding=2),
+        nn.Conv2d(2, 2, 3, padding="same"),
+    ],
+)
+def test_rows_meet_what_the_unfolded_operand_holds(layer):
+    size = (6, 5)[: len(layer.kernel_size)]
+    x = spikes(3, 2, layer.in_channels, *size)
+    row = trace_of(Frames(layer), x).layers[0]
+    counts = crossbar.row_counts(row)
+    with torch.no_grad():
+        per_row = layer.weight.abs().flatten(1).unflatten(0, (layer.groups, -1)).sum(1).flatten()
+        layer.weight.abs_()
+        if layer.bias is not None:
+            layer.bias.zero_()
+        out = layer(x.flatten(0, 1)).sum()
+    assert float(counts @ per_row.numpy()) == pytest.approx(float(out), rel=1e-5)
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """A design with one cell per weight and sign, and its conductances; `r` ohms per segment of wire."""
+    from spiking.hw_models import hardware
+
+    text = (hardware._CHIPS / "rram-crossbar.toml").read_text(encoding="utf-8")
+
+    def make(r: float | None = None) -> Any:
+        more = [("g_min", 1, "uS"), ("g_max", 100, "uS"), ("v_read", 0.2, "V")]
+        more += [("r_word", r, "ohm"), ("r_bit", r, "ohm")] if r else []
+        extra = "".join(
+            f'[[constant]]\nname = "{n}"\nvalue = {v}\nunit = "{u}"\nsource = "shafiee2016"\nmark = "D"\n\n'
+            for n, v, u in more
+        )
+        path = tmp_path / f"cells{r}.toml"
+        path.write_text(
+            text.replace('name = "cell_bits"\nvalue = 2', 'name = "cell_bits"\nvalue = 7').replace(
+                "[sources]", extra + "[sources]"
+            ),
+            encoding="utf-8",
+        )
+        return hw_models.load(path)
+
+    return make
+
+
+def test_conductances_price_the_cells_of_the_weights_themselves(cells):
+    torch.manual_seed(0)
+    layer = nn.Linear(60, 20, bias=False)
+    x = spikes(1, 1, 60)
+    found = hw_models.estimate(trace_of(layer, x), cells())
+    g = crossbar.conductances(layer.weight.detach().double().numpy(), 1e-6, 100e-6)
+    ideal = 0.2**2 * 100e-9 * float(x.reshape(-1).double().numpy() @ g.sum(1))
+    joules = sum(t.amount * t.price.nominal for t in found.terms if t.group == "g_max")
+    assert joules == pytest.approx(ideal, rel=1e-6)
+
+
+def test_old_traces_have_no_magnitudes(cells):
+    trace = trace_of(nn.Linear(60, 20), spikes(1, 1, 60))
+    trace.layers[0].row_abs_w = np.zeros(0, np.float32)
+    with pytest.raises(
+        SpikingError, match="the file states conductances, and the trace has no weight magnitudes for layer Linear"
+    ):
+        hw_models.estimate(trace, cells())
+
+
+def test_lossy_wires_are_flagged(cells):
+    trace = trace_of(nn.Linear(60, 20), spikes(2, 1, 60))
+    lossy = [w.text for w in hw_models.estimate(trace, cells(5.0)).warnings if w.code == "W16"]
+    assert lossy
+    assert "the wires of its arrays take" in lossy[0]
+    assert not [w for w in hw_models.estimate(trace, cells(0.001)).warnings if w.code == "W16"]
+    assert not [w for w in hw_models.estimate(trace, cells()).warnings if w.code == "W16"]
