@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import platform
+import re
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ import torch
 
 from spiking.errors import SpikingError
 
-__all__ = ["Choice", "arena_on", "cache_dir", "choose", "compiled", "report", "set_arena_limit", "threads"]
+__all__ = ["Choice", "arena_on", "cache_dir", "choose", "compiled", "machine", "report", "set_arena_limit", "threads"]
 
 BACKENDS = ("auto", "cpu", "cuda", "reference")
 
@@ -122,6 +124,23 @@ def cache_dir() -> Path:
 
 
 @functools.cache
+def machine() -> str:
+    """A name for this processor, its number of cores and the instruction set in use, fit for a file name."""
+    module = compiled()
+    try:
+        with open("/proc/cpuinfo") as file:
+            facts = [
+                line.split(":", 1)[1].strip()
+                for line in file
+                if line.startswith(("model name", "cpu family", "model\t"))
+            ]
+    except OSError:
+        facts = [platform.processor() or platform.machine()]
+    words = re.findall(r"[A-Za-z0-9]+", " ".join(dict.fromkeys(facts)))
+    return "-".join([*words, f"{os.cpu_count()}cores", "none" if module is None else module.level()])
+
+
+@functools.cache
 def _missing_for_cuda() -> str | None:
     if importlib.util.find_spec("cupy") is None:
         return "cupy is not installed (pip install spiking[cuda])"
@@ -176,10 +195,12 @@ def choose(device: torch.device) -> Choice:
 
 def report() -> dict[str, Any]:
     """Facts for `spiking doctor`: backends and reasons, instruction sets, threads, arena, cost of fresh memory."""
+    from . import cost
     from .cuda import compile
 
     module = compiled()
     device = torch.device("cpu")
+    measured = cost.calibrated(threads())
     facts: dict[str, Any] = {
         "torch": torch.__version__,
         "threads": threads(),
@@ -187,6 +208,10 @@ def report() -> dict[str, Any]:
         "cuda": choose(torch.device("cuda")).__dict__ if torch.cuda.is_available() else "torch sees no CUDA device",
         "cupy": importlib.util.find_spec("cupy") is not None,
         "nvrtc": compile.nvrtc_version() or compile.why_not(),
+        "event_driven_on_cuda": _events_on_cuda(),
+        "event_driven_costs": "those that came with the library (spiking doctor --calibrate measures this machine)"
+        if measured is None
+        else f"measured here: {measured}",
     }
     if module is not None:
         facts["compiled"] = {"level": module.level(), "levels": module.levels(), "openmp": module.threaded}
@@ -197,6 +222,15 @@ def report() -> dict[str, Any]:
         }
         facts["memory"] = _memory(module)
     return facts
+
+
+def _events_on_cuda() -> str:
+    from .cuda import event
+
+    return (
+        f"linear layers in inference, up to {event.MOST_ROWS} rows (T·B), float32 or bfloat16; all else is dense (cuBLAS, cuDNN): in "
+        "training and in larger batches each weight that is read serves many rows"
+    )
 
 
 _PROBE_MB = 128

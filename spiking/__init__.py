@@ -11,6 +11,8 @@ from types import ModuleType
 
 from . import encode, functional, loss, surrogate
 from .errors import SpikingError
+from .explain import explain
+from .functional import event_driven
 from .layer import (
     AvgPool2d,
     BatchNorm1d,
@@ -51,6 +53,8 @@ __all__ = [
     "TDBatchNorm2d",
     "__version__",
     "encode",
+    "event_driven",
+    "explain",
     "functional",
     "loss",
     "record",

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
+from spiking.cuda_kernels import counting
+
 CLASSES = ("binary", "ternary", "scaled_binary", "scaled_ternary", "graded", "analogue")
 """Operand classes, in the order of their number in a trace file."""
 
@@ -222,12 +224,19 @@ def count_equal(x: Tensor, *values: float) -> int:
 
 
 def count_nonzero_per_step(x: Tensor) -> np.ndarray:
-    """Non-zero elements of x [T, ...] in each step, int64 [T]."""
+    """Non-zero elements of x [T, B, ...] in each step, int64 [T]."""
+    found = counting.count(x.reshape(x.shape[0] * x.shape[1], -1), len(x), values=False)
+    if found is not None:
+        return found.nonzero.reshape(len(x), -1).sum(1)
     return np.array([step.numel() - count_equal(step, 0.0) for step in x], np.int64)
 
 
 def count_windows(x: Tensor, windows: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(non-zeros, windows that they reach) of an input [T, B, *] of a pooling layer, int64 [T] each."""
+    found = counting.count(x.detach().reshape(x.shape[0] * x.shape[1], -1), len(x), windows, values=False)
+    if found is not None:
+        nnz_step, reached_step = (c.reshape(len(x), -1).sum(1) for c in (found.nonzero, found.synops[0]))
+        return nnz_step, reached_step
     reach = windows.numpy()
     nnz, reached = [], []
     for step in x.detach().cpu().float():
@@ -264,9 +273,12 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
         )
     flat = x.reshape(steps * batch, -1)
     if known is not None and all(levels in (_NO_LEVELS, _SPIKES) for levels in known.levels):
-        syn = _product(flat, fan)
-        syn_eff = syn if fan_eff is fan else _product(flat, fan_eff)
+        syn = _synops(flat, fan, known)
+        syn_eff = syn if fan_eff is fan else _synops(flat, fan_eff, known)
         return known._replace(syn=syn.reshape(steps, batch), syn_eff=syn_eff.reshape(steps, batch).sum(1))
+    found = counting.count(flat, steps, fan, None if fan_eff is fan else fan_eff)
+    if found is not None:
+        return _from_compiled(found, x)
     row_sum = flat.sum(1, dtype=torch.float64 if flat.shape[1] >= _EXACT else None)
     if count_equal(flat, 0.0, 1.0) == flat.numel():
         counted, nnz, abs_rows = flat, row_sum, row_sum.double()
@@ -292,12 +304,46 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
         syn_eff.reshape(steps, batch).sum(1),
         _int(per_element),
         levels,
-        steps > 1 and all(torch.equal(x[0], x[t]) for t in range(1, steps)),
+        _repeats(x),
     )
+
+
+def _repeats(x: Tensor) -> bool:
+    """Whether all steps of x are bit-identical, where there are several."""
+    return len(x) > 1 and all(torch.equal(x[0], x[t]) for t in range(1, len(x)))
+
+
+def _from_compiled(found: counting.Counted, x: Tensor) -> OperandCounts:
+    """What the compiled pass found in x [T, B, *]."""
+    steps, batch = x.shape[:2]
+    if not found.finite:
+        raise FloatingPointError("the operand holds NaN or Inf")
+    nnz, syn = found.nonzero.reshape(steps, batch), found.synops.reshape(2, steps, batch)
+    if found.levels is None:
+        levels = [_SPIKES if n else _NO_LEVELS for n in nnz.sum(1)]
+    else:
+        levels = [_known_levels(*met) or _levels(step) for met, step in zip(found.levels, x, strict=True)]
+    repeated = bool((nnz == nnz[0]).all()) and _repeats(x)  # equal steps have equal counts: a look that costs nothing
+    abs_sum = found.magnitude.reshape(steps, batch).sum(1)
+    return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated)
+
+
+def _known_levels(magnitudes: tuple[float, ...] | None, signed: bool) -> Levels | None:
+    """The levels that the compiled pass met; None where they were too many for it."""
+    if magnitudes is None:
+        return None
+    clustered = _cluster(magnitudes)
+    return Levels(clustered, clustered is not None and signed)
 
 
 def _int(x: Tensor) -> np.ndarray:
     return x.round().long().cpu().numpy()
+
+
+def _synops(spikes: Tensor, fan: Tensor, known: OperandCounts) -> np.ndarray:
+    """Synaptic operations of each row of spikes, which were counted before."""
+    low, high = fan.aminmax()
+    return known.nnz.reshape(-1) * int(low) if low == high else _product(spikes, fan)
 
 
 def _product(mask: Tensor, fan: Tensor) -> np.ndarray:

@@ -17,13 +17,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from spiking.cuda_kernels import ops
+from spiking.cuda_kernels import event_linear_ops, ops
+from spiking.cuda_kernels.driven import event_driven
 from spiking.cuda_kernels.reference import Rule
 
 from .errors import SpikingError
 from .surrogate import ATan, Surrogate
 
-__all__ = ["Reset", "Save", "Tie", "adaptive_lif", "cuba_lif", "integrate", "lif"]
+__all__ = ["Reset", "Save", "Tie", "adaptive_lif", "cuba_lif", "event_driven", "event_linear", "integrate", "lif"]
 
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
 Save: TypeAlias = Literal["value", "half", "recompute"]
@@ -165,6 +166,40 @@ def adaptive_lif(
     return s, (last[0], last[1])
 
 
+def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply spikes with a weight: only the non-zeros of x cost anything.
+
+        y = x·Wᵀ + b = b + Σ_k x_k·W[:, k], over the k with x_k ≠ 0
+
+    Any values are allowed, not only 0 and 1. The result is that of `torch.nn.functional.linear` but for the order of summation; infinities
+    and NaN pass through likewise (a weight that holds one is multiplied the dense way). `spiking.Linear` chooses between the two by itself.
+
+    Shapes: x [*, in], weight [out, in], bias [out] or None -> [*, out].
+    Dtype: the weight's; x has it too, or is an integer or bool. float32, float64, bfloat16 (summed in float32) on CPUs; others run dense.
+    Gradient: dL/dW touches active inputs only; dL/dx = dL/dy·W. Of x one bit a number is kept where it holds zeros and ones only.
+    Errors: SpikingError for shapes that do not fit, or another floating dtype.
+
+    >>> event_linear(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([[1.0, 2.0, 3.0]])).tolist()
+    [2.0]
+    """
+    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise SpikingError(
+            f"event_linear: got input of shape {list(x.shape)} and weight {list(weight.shape)}; expected [*, in] and [out, in]."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise SpikingError(
+            f"event_linear.bias: got shape {list(bias.shape)}; expected [{weight.shape[0]}], one per output."
+        )
+    if not x.is_floating_point():
+        x = x.to(weight.dtype)
+    if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        got = x.dtype if x.dtype != weight.dtype else bias.dtype  # type: ignore[union-attr]
+        raise SpikingError(
+            f"event_linear: got {got} beside a weight of {weight.dtype}; expected one dtype. Convert one of them."
+        )
+    return event_linear_ops.event_linear(x, weight, bias)
+
+
 def _pair(x: Tensor, v: Tensor | None, extra: Tensor | None, v_leak: float) -> Tensor | None:
     if v is None and extra is None:
         return None
@@ -205,6 +240,31 @@ def integrate(
         state = state.to(ops.state_dtype(x.dtype))
     s, last, _ = ops.integrate(x, state, params, inner, integers, packed, mode)
     return s, last
+
+
+def linear_integrate(
+    where: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    rule: Rule,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    beta_syn: float | Tensor = 0.0,
+) -> tuple[Tensor, Tensor] | None:
+    """`integrate` of x·Wᵀ + b in one kernel where one exists (CUDA, inference, few rows), with the same spikes; None elsewhere.
+
+    x [T, B, in], weight [out, in], state [S, B, out] or None -> (spikes [T, B, out], last state [S, B, out]).
+    """
+    if x.dim() != 3 or x.shape[2] != weight.shape[1] or x.dtype != weight.dtype:
+        return None
+    current = x.new_empty(1).expand(*x.shape[:2], weight.shape[0])  # what the neurons would be given, for the checks
+    _check_input(where, current, state, rule)
+    params, inner, numbers = _cells(where, current, beta, threshold, beta_syn)
+    integers, packed = ops.pack(rule, *numbers)
+    state = None if state is None else state.to(ops.state_dtype(x.dtype))
+    return event_linear_ops.linear_neurons(x, weight, bias, state, params, inner, integers, packed)
 
 
 def check_rule(where: str, rule: Rule) -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
 
+from spiking.cuda_kernels import cost, event_linear_ops
+from spiking.cuda_kernels.cuda import event as cuda_event
 from spiking.cuda_kernels.pool_ops import pool_moments
 from spiking.errors import SpikingError
 
@@ -54,7 +56,9 @@ class Linear(nn.Linear):
 
         y[t] = x[t]·Wᵀ + b
 
-    Shapes: x [T, B, in_features] (or any leading axes) -> [T, B, out_features].
+    Only spikes are multiplied where that is quicker (see `event_driven`); the choice changes results by the order of summation only.
+
+    Shapes: x [T, B, in_features] (or any leading axes) -> [T, B, out_features].   Dtype: the weight's; spikes may be integers or bools.
     Errors: SpikingError if the last axis is not in_features.
 
     >>> Linear(3, 2)(torch.zeros(5, 1, 3)).shape
@@ -67,7 +71,13 @@ class Linear(nn.Linear):
                 f"Linear: got input of shape {_shape(input)}; expected {self.in_features} features on the last axis. "
                 "Put Flatten() before it if these are images."
             )
-        return super().forward(input)
+        if not input.is_floating_point():
+            input = input.to(self.weight.dtype)
+        return event_linear_ops.linear(input, self.weight, self.bias)
+
+    def event_choice(self, input: Tensor) -> cost.Choice:
+        """Dense or event-driven, and the predicted seconds of both, for this input in evaluation."""
+        return event_linear_ops.choice(input, self.weight)
 
 
 class Conv2d(nn.Conv2d):
@@ -304,6 +314,35 @@ def _norm_then_pool(norm: BatchNorm2d, pool: AvgPool2d, x: Tensor) -> Tensor:
     return torch.addcmul(shift, pooled, scale).unflatten(0, x.shape[:2])
 
 
+# torch's layers that take the time axis for another one; with how many axes, and what to use instead.
+_TIMELESS: dict[type, tuple[int, str]] = {
+    nn.Conv2d: (5, "Conv2d"),
+    nn.AvgPool2d: (5, "AvgPool2d"),
+    nn.MaxPool2d: (5, "MaxPool2d"),
+    nn.BatchNorm2d: (5, "BatchNorm2d"),
+    nn.BatchNorm1d: (3, "BatchNorm1d"),
+    nn.Flatten: (5, "Flatten"),
+}
+
+
+def _refuse_timeless(layer: nn.Module, x: Tensor) -> None:
+    axes, ours = _TIMELESS.get(type(layer), (0, ""))
+    if x.dim() == axes:
+        raise SpikingError(
+            f"torch.nn.{ours}: got input of shape {_shape(x)}; it knows no time axis. Use spiking.{ours} in its place."
+        )
+
+
+def _drives(layer: nn.Module, following: nn.Module, x: Tensor) -> bool:
+    """Whether the next layer may be asked to take this linear layer's work along; nobody must be watching what passes between."""
+    if not cuda_event.here(x):
+        return False
+    watched = (
+        layer._forward_hooks or layer._forward_pre_hooks or following._forward_hooks or following._forward_pre_hooks
+    )
+    return type(layer) is Linear and hasattr(following, "after_linear") and not watched
+
+
 class Sequential(nn.Sequential):
     """Layers and neurons one after the other, with their states in the caller's hands.
 
@@ -322,15 +361,22 @@ class Sequential(nn.Sequential):
         x = input
         after: list[Any] = []
         layers = list(zip(self.named_children(), self._states(state), strict=True))
-        pooled = False
+        done: tuple[Any] | None = None  # the state of a layer that ran together with the one before it
         for i, ((name, layer), before) in enumerate(layers):
             try:
-                following = layers[i + 1][0][1] if i + 1 < len(layers) else None
-                if pooled:  # by the layer before
-                    pooled, new = False, None
+                following: Any = layers[i + 1][0][1] if i + 1 < len(layers) else None
+                if done is not None:
+                    (new,), done = done, None
                 elif following is not None and _fuses(layer, following, x):
-                    x, new, pooled = _norm_then_pool(layer, following, x), None, True  # type: ignore[arg-type]
+                    x, new, done = _norm_then_pool(layer, following, x), None, (None,)  # type: ignore[arg-type]
+                elif (
+                    following is not None
+                    and _drives(layer, following, x)
+                    and (both := following.after_linear(x, layer.weight, layer.bias, layers[i + 1][1])) is not None
+                ):
+                    x, new, done = both[0], None, (both[1],)
                 elif not hasattr(layer, "step"):
+                    _refuse_timeless(layer, x)
                     x, new = layer(x), None
                 elif return_state or before is not None:
                     x, new = layer(x, state=before, return_state=True)
@@ -342,19 +388,8 @@ class Sequential(nn.Sequential):
         return (x, tuple(after)) if return_state else x
 
     def step(self, x_t: Tensor, state: tuple[Any, ...] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
-        x = x_t
-        after: list[Any] = []
-        layer: Any
-        for (name, layer), before in zip(self.named_children(), self._states(state), strict=True):
-            try:
-                if hasattr(layer, "step"):
-                    x, new = layer.step(x, before)
-                else:
-                    x, new = layer(x.unsqueeze(0)).squeeze(0), None
-            except SpikingError as err:
-                raise SpikingError(f'layer "{name}": {err}') from err
-            after.append(new)
-        return x, tuple(after)
+        x, after = self(x_t.unsqueeze(0), state=state, return_state=True)
+        return x.squeeze(0), after
 
     def _states(self, state: tuple[Any, ...] | None) -> tuple[Any, ...]:
         if state is None:

@@ -86,6 +86,15 @@ class Neuron(nn.Module, ABC):
         s, last = F.integrate(type(self).__name__, x, rows, self.rule, **self.cells(), save=self.save)  # type: ignore[arg-type]
         return (s, self.state_type(*last.unbind(0))) if return_state else s
 
+    def after_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, state: NeuronState | None
+    ) -> tuple[Tensor, NeuronState] | None:
+        """Spikes and state for input x·Wᵀ + b, x [T, B, in], where one kernel computes both; None where none does."""
+        rows = None if state is None else self._rows(state, x)
+        cells = self.cells()
+        found = F.linear_integrate(type(self).__name__, x, weight, bias, rows, self.rule, **cells)  # type: ignore[arg-type]
+        return None if found is None else (found[0], self.state_type(*found[1].unbind(0)))
+
     def step(self, x_t: Tensor, state: NeuronState | None = None) -> tuple[Tensor, NeuronState]:
         """One time step: x_t [B, *] and the state before (None: at rest) -> spikes [B, *] and the state after."""
         s, after = self(x_t.unsqueeze(0), state=state, return_state=True)

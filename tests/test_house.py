@@ -41,7 +41,7 @@ ROWS = (
     {"cli"},
     {"benchmarks"},
     {"models"},
-    {"training", "convert", "hw_models", "datasets", "hub"},
+    {"training", "convert", "hw_models", "datasets", "hub", "explain"},
     {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt"},
     {"functional"},
     {"cuda_kernels"},

@@ -12,7 +12,9 @@
 namespace nb = nanobind;
 
 void bind_arena(nb::module_& m);
+void bind_count(nb::module_& m);
 void bind_decode(nb::module_& m);
+void bind_event_linear(nb::module_& m);
 void bind_neuron(nb::module_& m);
 void bind_pool(nb::module_& m);
 
@@ -67,7 +69,9 @@ NB_MODULE(_cpu, m) {
     m.def("level", [] { return std::string(NAMES[level()]); });
     m.def("set_level", &set_level);
     bind_arena(m);
+    bind_count(m);
     bind_decode(m);
+    bind_event_linear(m);
     bind_neuron(m);
     bind_pool(m);
 }

@@ -6,6 +6,7 @@
 
 #include "neuron_api.h"
 #include "saved.h"
+#include "strip.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -23,7 +24,7 @@ namespace {
 // The state rows of a block stay in L1 while time runs; longer rows help the hardware prefetcher.
 constexpr i64 BLOCK = 1024;
 constexpr i64 RECOMPUTE_BLOCK = 256;
-constexpr i64 STREAM_BYTES = i64(4) << 20;
+constexpr i64 STREAM_BYTES = i64(6) << 20;
 constexpr i64 PIECE = 256;     // neurons between two looks ahead at the next row
 
 template <class IO, class T>
@@ -270,6 +271,69 @@ bool streams(const NeuronCall& p) {
     return p.T * p.N * i64(sizeof(IO)) >= STREAM_BYTES;
 }
 
+// What the strips cover: float in and out, states kept as values or not at all, no flag in use.
+template <Kind kind, Flags flags, class IO>
+bool in_strips(const NeuronCall& p) {
+    (void)p;
+    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1;
+    return false;
+}
+
+bool aligned(const NeuronCall& p, const void* row) { return (reinterpret_cast<u64>(row) | u64(p.N * 4)) % 64 == 0; }
+
+template <Reset reset>
+void forward_strips(const NeuronCall& p, i64 first, i64 n, float* v, const float* beta, const float* threshold, const Rule<float>& rule) {
+#if SPIKING_WIDE
+    const float* x = static_cast<const float*>(p.x) + first;
+    float* s = static_cast<float*>(p.s) + first;
+    float* h = p.save ? static_cast<float*>(p.saved) + first : nullptr;
+    const bool stream = streams<float>(p) && aligned(p, p.s) && (!h || aligned(p, p.saved));
+    for (i64 t = 0; t < p.T;) {
+        const i64 steps = p.T - t >= STRIP ? STRIP : 1, at = t * p.N;
+        // After the last step: the rows of the block that this thread takes next.
+        const i64 ahead = t + 2 * steps <= p.T ? steps * p.N : first + 2 * n <= p.N ? n - at : 0;
+        const Strip rows{n, p.N, ahead};
+        const auto run = [&](auto strip) { strip(x + at, s + at, h ? h + at : nullptr, v, beta, threshold, rule, rows); };
+        if (steps == STRIP)
+            h ? stream ? run(forward_strip<reset, STRIP, true, true>) : run(forward_strip<reset, STRIP, false, true>)
+              : stream ? run(forward_strip<reset, STRIP, true, false>) : run(forward_strip<reset, STRIP, false, false>);
+        else
+            h ? run(forward_strip<reset, 1, false, true>) : run(forward_strip<reset, 1, false, false>);
+        t += steps;
+    }
+    if (stream) stream_end();
+#endif
+}
+
+template <Reset reset>
+void backward_strips(const NeuronCall& p, i64 first, i64 n, const float* flat, float* carry, const float* beta, const float* threshold,
+                     const Rule<float>& rule) {
+#if SPIKING_WIDE
+    const float* h = static_cast<const float*>(p.saved) + first;
+    const bool given = p.grad_s && !p.grad_s_is_scalar;
+    const float* gs = given ? static_cast<const float*>(p.grad_s) + first : flat;
+    float* gx = static_cast<float*>(p.grad_x) + first;
+    const bool stream = streams<float>(p) && aligned(p, p.grad_x);
+    with_surrogate(rule.surrogate, [&](auto tag) {
+        constexpr Surrogate kind = decltype(tag)::value;
+        if constexpr (!needs_exponential(kind)) {
+            for (i64 t = p.T; t > 0;) {
+                const i64 steps = t >= STRIP ? STRIP : 1;
+                t -= steps;
+                const i64 at = t * p.N;
+                const i64 ahead = t >= steps ? -steps * p.N : first + 2 * n <= p.N ? (p.T - STRIP) * p.N - at + n : 0;
+                const Strip rows{n, p.N, ahead};
+                const float* g = given ? gs + at : gs;
+                const auto run = [&](auto strip) { strip(h + at, g, given ? p.N : 0, gx + at, carry, beta, threshold, rule, rows); };
+                if (steps == STRIP) stream ? run(backward_strip<reset, kind, STRIP, true>) : run(backward_strip<reset, kind, STRIP, false>);
+                else run(backward_strip<reset, kind, 1, false>);
+            }
+        }
+    });
+    if (stream) stream_end();
+#endif
+}
+
 template <Kind kind, Reset reset, Flags flags, class IO>
 void forward_block(const NeuronCall& p, i64 first, i64 n) {
     using T = typename StateOf<IO>::type;
@@ -285,6 +349,11 @@ void forward_block(const NeuronCall& p, i64 first, i64 n) {
         if (extra) copy(e, to + p.N, n);
         if (counter) copy(c, to + counter * p.N, n);
     };
+    if (in_strips<kind, flags, IO>(p)) {
+        if constexpr (sizeof(IO) == 4) forward_strips<reset>(p, first, n, v, beta, threshold, rule);
+        store_state(static_cast<T*>(p.state1) + first);
+        return;
+    }
     const bool stream = streams<IO>(p);
     for (i64 t = 0; t < p.T; ++t) {
         const i64 at = t * p.N + first;
@@ -292,7 +361,9 @@ void forward_block(const NeuronCall& p, i64 first, i64 n) {
         const T* x = load_row(static_cast<const IO*>(p.x) + at, xb, n);
         IO* out = static_cast<IO*>(p.s) + at;
         constexpr bool direct = sizeof(IO) == sizeof(T);
-        const void* next = t + 1 < p.T ? static_cast<const IO*>(p.x) + at + p.N : nullptr;
+        // After the last step: the first row of the block that this thread takes next.
+        const i64 after = t + 1 < p.T ? at + p.N : first + n < p.N ? first + n : -1;
+        const void* next = after >= 0 ? static_cast<const IO*>(p.x) + after : nullptr;
         T* s = direct && !stream ? reinterpret_cast<T*>(out) : sb;
         T* h = p.save == 1 && !stream ? static_cast<T*>(p.saved) + at : hb;
         step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n, next, sizeof(IO));
@@ -344,7 +415,9 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
         if (gx == gxb) store_row(gxb, out, n, stream);
     };
 
-    if (p.save == 3) {                           // recompute a chunk forward, then walk it backward
+    if (!params && p.save == 1 && in_strips<kind, flags, IO>(p) && !needs_exponential(Surrogate(rule.surrogate))) {
+        if constexpr (sizeof(IO) == 4) backward_strips<reset>(p, first, n, gsb, cv, beta, threshold, rule);
+    } else if (p.save == 3) {                    // recompute a chunk forward, then walk it backward
         constexpr i64 R = RECOMPUTE_BLOCK;
         alignas(64) T hs[CHUNK][R], vs[CHUNK][R], es[CHUNK][R], counts[CHUNK][R], v[R], e[R], c[R], spikes[R];
         for (i64 chunk = (p.T + CHUNK - 1) / CHUNK - 1; chunk >= 0; --chunk) {
@@ -378,7 +451,8 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
             const T* gs = given ? load_row(row, gsb, n) : gsb;
             IO* out = static_cast<IO*>(p.grad_x) + t * p.N + first;
             T* gx = sizeof(IO) == sizeof(T) && !stream ? reinterpret_cast<T*>(out) : gxb;
-            plain_adjoint_row<reset>(h, gs, cv, cells, rule, gx, n, t > 0 ? h - p.N : nullptr, t > 0 && given ? row - p.N : nullptr, sizeof(IO));
+            const i64 step = t > 0 ? -p.N : first + n < p.N ? (p.T - 1) * p.N + n : 0;
+            plain_adjoint_row<reset>(h, gs, cv, cells, rule, gx, n, step ? h + step : nullptr, step && given ? row + step : nullptr, sizeof(IO));
             if (gx == gxb) store_row(gxb, out, n, stream);
         }
     } else if constexpr (kind == Kind::lif) {    // value or half: h is at hand, the state before a step follows from the row before

@@ -35,15 +35,14 @@ struct Rule {                  // the same for all neurons of a launch; flags ar
 
 template <Flags flags, class T>
 SPIKING_FN T distance(T h, T theta, const Rule<T>& rule) {
-    if constexpr (flags == Flags::all) return rule.normalize > T(0) ? h / theta - T(1) : h - theta;
+    if constexpr (flags == Flags::all) return select(rule.normalize > T(0), h / theta - T(1), h - theta);
     return h - theta;
 }
 
 template <Flags flags, class T>
 SPIKING_FN T fires(T u, const Rule<T>& rule) {
-    if constexpr (flags == Flags::plain) return u >= T(0) ? T(1) : T(0);
-    const T tie = u == T(0) ? rule.on_tie : T(0);
-    return u > T(0) ? T(1) : tie;
+    if constexpr (flags == Flags::plain) return select(u >= T(0), T(1), T(0));
+    return select(u > T(0), T(1), select(u == T(0), rule.on_tie, T(0)));
 }
 
 // Whether a reset of the step before is still to come (reset_delay) or was not enough (residual_reset).
@@ -65,11 +64,11 @@ template <Kind kind, Reset reset, Flags flags, class T>
 SPIKING_FN T neuron_step(T x, T& v, T& e, T& c, T beta, T threshold, T beta_syn, const Rule<T>& rule, T& h) {
     if constexpr (flags == Flags::plain) {
         h = beta * v + x;
-        const T s = h >= threshold ? T(1) : T(0);
+        const T s = select(h >= threshold, T(1), T(0));
         if constexpr (reset == Reset::subtract) v = h - threshold * s;
-        if constexpr (reset == Reset::zero) v = h >= threshold ? T(0) : h;
+        if constexpr (reset == Reset::zero) v = select(h >= threshold, T(0), h);
         if constexpr (reset == Reset::none) v = h;
-        return h == h ? s : h;
+        return select(h == h, s, h);
     } else {
         const T theta = theta_of<kind>(e, threshold, rule);
         const T due = reset_due<flags>(v, theta, rule);
@@ -117,7 +116,7 @@ SPIKING_FN T neuron_adjoint(T x, T h, T u, T slope, T grad_s, T v, T e, T c, T& 
         total -= now * rule.attach * theta * incoming;
     }
     if constexpr (reset == Reset::zero) {
-        gh = now * s > T(0) ? T(0) : incoming;
+        gh = select(now * s > T(0), T(0), incoming);
         total += now * rule.attach * (rule.v_reset - h) * incoming;
     }
     const T through = total * slope;

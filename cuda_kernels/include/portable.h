@@ -33,6 +33,9 @@ SPIKING_FN To bits(From from) {
     return to;
 }
 
+// A choice that a vector of neurons can make too (cpu/wide.h).
+template <class T> SPIKING_FN T select(bool c, T a, T b) { return c ? a : b; }
+
 // 16-bit floats are stored as raw bits, so that one source serves machines with and without native support.
 struct bf16 { u16 raw; };
 struct f16 { u16 raw; };

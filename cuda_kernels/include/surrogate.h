@@ -9,7 +9,11 @@ enum class Surrogate : int {
     gaussian = 5, exponential = 6, piecewise_leaky_relu = 7, straight_through = 8, count = 9
 };
 
-template <class T> SPIKING_FN T magnitude(T u) { return u < T(0) ? -u : u; }
+SPIKING_FN constexpr bool needs_exponential(Surrogate kind) {
+    return kind == Surrogate::sigmoid || kind == Surrogate::gaussian || kind == Surrogate::exponential;
+}
+
+template <class T> SPIKING_FN T magnitude(T u) { return select(u < T(0), -u, u); }
 
 template <Surrogate kind, class T>
 SPIKING_FN T surrogate_grad(T u, T a, T b) {
@@ -24,16 +28,16 @@ SPIKING_FN T surrogate_grad(T u, T a, T b) {
         return b / (d * d);
     } else if constexpr (kind == Surrogate::triangle) {
         const T d = T(1) - a * magnitude(u);
-        return b * a * (d < T(0) ? T(0) : d);
+        return b * a * select(d < T(0), T(0), d);
     } else if constexpr (kind == Surrogate::rectangle) {
-        return b * a * (magnitude(u) < T(0.5) / a ? T(1) : T(0)) + T(0) * u;
+        return b * a * select(magnitude(u) < T(0.5) / a, T(1), T(0)) + T(0) * u;
     } else if constexpr (kind == Surrogate::gaussian) {
         const T w = a * u;
         return b * a * T(0.56418958354775628695) * exponential(-(w * w));
     } else if constexpr (kind == Surrogate::exponential) {
         return b * a / T(2) * exponential(-a * magnitude(u));
     } else if constexpr (kind == Surrogate::piecewise_leaky_relu) {
-        return (magnitude(u) < a ? T(0.5) / a : b) + T(0) * u;
+        return select(magnitude(u) < a, T(0.5) / a, b) + T(0) * u;
     } else {
         return b + T(0) * u;
     }

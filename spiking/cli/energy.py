@@ -24,7 +24,7 @@ app = typer.Typer(add_completion=False)
 def energy(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="A.h5 [B.h5]", help="One trace, or two to compare.", show_default=False),
+        typer.Argument(metavar="A.h5 [B.h5]", help="One trace or run folder, or two to compare.", show_default=False),
     ] = None,
     hardware: Annotated[
         list[str] | None,
@@ -64,6 +64,7 @@ def energy(
 
     if not files or len(files) > 2:
         raise SpikingError(f"spiking energy: got {len(files or [])} trace files; expected one, or two to compare.")
+    files = [_trace_file(file) for file in files]
     traces = [EventTrace.load(file) for file in files]
     names = available() if hardware == ["all"] else hardware or ["digital-45nm"]
     options = {
@@ -113,6 +114,17 @@ def _estimates(
     if not found:
         raise SpikingError(next(iter(refused.values())))
     return found, refused
+
+
+def _trace_file(path: Path) -> Path:
+    """The trace itself, where a run's folder was named."""
+    if not path.is_dir():
+        return path
+    if not (path / "trace.h5").is_file():
+        raise SpikingError(
+            f"{path}: got a folder without trace.h5; expected a trace, or the folder of a run that has ended."
+        )
+    return path / "trace.h5"
 
 
 def _comparisons(estimates: list[Estimate]) -> list[dict[str, Any]]:

@@ -207,14 +207,14 @@ def test_any_size_equals_the_reference(size, steps, seed, save):
 
 @pytest.mark.parametrize(
     ("dtype", "size"),
-    [(torch.float32, 300_001), (torch.float64, 150_003), (torch.bfloat16, 600_007), (torch.float32, 1 << 18)],
+    [(torch.float32, 330_001), (torch.float64, 165_003), (torch.bfloat16, 660_007), (torch.float32, 21 << 14)],
 )
 @pytest.mark.parametrize("save", ["value", "recompute"])
 def test_outputs_that_are_streamed_past_the_caches_equal_the_reference(level, dtype, size, save):
-    """4 MB and more take another way to memory; odd sizes leave rows that start between two cache lines."""
+    """6 MB and more take another way to memory; odd sizes leave rows that start between two cache lines."""
     rule = Rule(surrogate.ATan())
     x, state, params, inner = _case(rule, (5, 1, size), dtype)
-    assert x.nbytes >= 4 << 20
+    assert x.nbytes >= 6 << 20
     grads = (
         torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).to(dtype),
         torch.zeros(state.shape, dtype=state.dtype),
@@ -225,6 +225,38 @@ def test_outputs_that_are_streamed_past_the_caches_equal_the_reference(level, dt
     assert torch.equal(last, last_ref)
     narrow = 2**-7 if dtype == torch.bfloat16 else 1e-6  # one rounding of the gradient to 8 bits
     _close(found[0].double(), wanted[0].double(), narrow)
+
+
+PLAIN = [(kind, reset) for kind in surrogate.ALL for reset in ("subtract", "zero", "none")]
+
+
+@pytest.mark.parametrize(("kind", "reset"), PLAIN, ids=[f"{kind.__name__}-{reset}" for kind, reset in PLAIN])
+@pytest.mark.parametrize("shape", [(1, 1, 5), (9, 1, 1003), (7, 1, 4096), (4, 3, 640)])
+def test_strips_of_the_plain_neuron_equal_the_reference(level, kind, reset, shape):
+    """Numbers for beta and threshold: four steps at a time, the rest singly, the neurons beyond the last vector one by one."""
+    _plain_equals_reference(Rule(kind(), reset=reset), shape)
+
+
+@pytest.mark.parametrize("size", [330_001, 21 << 14])
+def test_streamed_strips_of_the_plain_neuron_equal_the_reference(level, size):
+    _plain_equals_reference(Rule(surrogate.FastSigmoid(), reset="zero"), (5, 1, size))
+
+
+def _plain_equals_reference(rule, shape):
+    x, state, _, _ = _case(rule, shape, torch.float32)
+    grads = (torch.randn(x.shape, generator=torch.Generator().manual_seed(4)), torch.randn(state.shape))
+    integers, numbers = ops.pack(rule, 0.75, 1.0, 0.0)
+    leaf = x.clone().requires_grad_()
+    s, last, _ = ops.integrate(leaf, state, None, 1, integers, numbers, 1)
+    (found,) = torch.autograd.grad((s, last), leaf, grads)
+    params = torch.tensor([[0.75], [1.0], [0.0]])
+    s_ref, last_ref, wanted = _reference(x, state, params, 1, rule, grads)
+    assert torch.equal(s, s_ref)
+    assert torch.equal(last, last_ref)
+    _close(found, wanted[0], 1e-6)
+    scaled = torch.autograd.grad(ops.integrate(leaf, state, None, 1, integers, numbers, 1)[0].sum(), leaf)[0]
+    _, _, wanted = _reference(x, state, params, 1, rule, (torch.ones(x.shape), torch.zeros(state.shape)))
+    _close(scaled, wanted[0], 1e-6)
 
 
 def test_the_number_of_threads_changes_nothing():

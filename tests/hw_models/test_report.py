@@ -569,6 +569,17 @@ def test_the_command_compares_two_files(file, tmp_path):
     assert [e["file"] for e in content["estimates"]] == [file, other]
 
 
+def test_the_command_takes_a_run_s_folder_for_its_trace(file, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(
+        SpikingError, match=r"run: got a folder without trace\.h5; expected a trace, or the folder of a run"
+    ):
+        run(str(tmp_path / "run"))
+    (tmp_path / "run" / "trace.h5").write_bytes(Path(file).read_bytes())
+    content = json.loads(run(str(tmp_path / "run"), "--json"))
+    assert content["estimates"][0]["file"] == str(tmp_path / "run" / "trace.h5")
+
+
 def test_the_command_lists_chips():
     names = hw_models.available()
     assert [line.split()[0] for line in run("--list").splitlines()] == names

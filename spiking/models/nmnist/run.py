@@ -63,11 +63,14 @@ class Recordings(NamedTuple):
     description: str
 
 
-def open_recordings(data: str) -> Recordings:
-    """N-MNIST below the folder `data`; the embedded simulated recordings for "". Errors: those of `datasets.NMNIST`."""
+def open_recordings(recipe: Recipe) -> Recordings:
+    """N-MNIST below the folder `recipe.data`; the embedded simulated recordings for "". Errors: those of `datasets.NMNIST`."""
     from spiking.datasets import NMNIST
 
-    train, test = NMNIST(data or None, train=True), NMNIST(data or None, train=False)
+    train, test = (
+        NMNIST(recipe.data or None, train=split, drop_tail=recipe.drop_tail, sort=recipe.sort_events)
+        for split in (True, False)
+    )
     threads = torch.get_num_threads()
     description = f"{train.describe()} {test.describe()}" if not train.simulated else train.describe()
     return Recordings(train.events(threads), test.events(threads), train.simulated, description)

@@ -1,0 +1,149 @@
+"""Measures the constants of cost.py on this machine: small calls of every kind, fitted by non-negative least squares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as tf
+
+from spiking.errors import SpikingError
+
+from . import backend, cost, event_linear_ops
+
+__all__ = ["MEASURES", "Measure", "Sample", "best_of", "calibrate"]
+
+_DENSITIES = (0.02, 0.1, 0.3, 0.6)
+_DTYPES = {4: torch.float32, 8: torch.float64, 2: torch.bfloat16}
+
+
+class Sample(NamedTuple):
+    """One timed call: the non-zeros that the event-driven kernel met, or None for the dense one."""
+
+    work: cost.Work
+    nonzeros: int | None
+    seconds: float
+
+
+class Measure(NamedTuple):
+    """How a kind of layer is measured: its samples for an item size (few of them when quick), and its packing in seconds a byte."""
+
+    samples: Callable[[int, bool], Iterator[Sample]]
+    pack: Callable[[int], float]
+
+
+def best_of(call: Callable[[], Any], budget_s: float = 0.02) -> float:
+    """The lower quartile of repeated calls, in seconds."""
+    call()
+    seconds: list[float] = []
+    end = time.perf_counter() + budget_s
+    while len(seconds) < 4 or (time.perf_counter() < end and len(seconds) < 40):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 4]
+
+
+def _linear(item: int, quick: bool) -> Iterator[Sample]:
+    for rows, inputs, outputs in _shapes(quick, 1 << 31):
+        work = cost.Work.linear(rows, inputs, outputs, item, backend.threads())
+        weight, bias, dense = _tensors(rows, inputs, outputs, _DTYPES[item])
+        with torch.no_grad():
+            yield Sample(work, None, best_of(lambda: tf.linear(dense, weight, bias)))  # noqa: B023 - called at once
+            for x in _spikes(dense):
+                call = best_of(lambda: event_linear_ops.event_linear(x, weight, bias))  # noqa: B023
+                yield Sample(work, int(x.count_nonzero()), call)
+
+
+def _linear_training(item: int, quick: bool) -> Iterator[Sample]:
+    for rows, inputs, outputs in _shapes(quick, 1 << 29):
+        work = cost.Work.linear(rows, inputs, outputs, item, backend.threads(), "linear_training")
+        weight, bias, dense = _tensors(rows, inputs, outputs, _DTYPES[item])
+        weight.requires_grad_()
+        grad = torch.randn(rows, outputs).to(weight.dtype)
+
+        def step(call: Callable[..., Tensor], x: Tensor) -> float:
+            return best_of(lambda: torch.autograd.grad(call(x, weight, bias), weight, grad))  # noqa: B023
+
+        yield Sample(work, None, step(tf.linear, dense))
+        for x in _spikes(dense):
+            yield Sample(work, int(x.count_nonzero()), step(event_linear_ops.event_linear, x))
+
+
+def _shapes(quick: bool, largest: int) -> Iterator[tuple[int, int, int]]:
+    for rows in (1, 8) if quick else (1, 4, 16, 64, 256, 1024):
+        for inputs in (64, 512) if quick else (64, 512, 2048, 4096):
+            for outputs in (10, 256) if quick else (10, 64, 512, 4096):
+                if rows * inputs * outputs <= largest:
+                    yield rows, inputs, outputs
+
+
+def _tensors(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, bias, and an input without a zero."""
+    shapes = (outputs, inputs), (outputs,), (rows, inputs)
+    weight, bias, dense = (torch.rand(shape).add_(0.1).to(dtype) for shape in shapes)
+    return weight, bias, dense
+
+
+def _spikes(dense: Tensor) -> Iterator[Tensor]:
+    for density in _DENSITIES:
+        yield (torch.rand(dense.shape) < density).to(dense.dtype)
+
+
+def _linear_pack(item: int) -> float:
+    weight = torch.rand(2048, 1024).to(_DTYPES[item])
+    x = torch.zeros(1, 1024, dtype=weight.dtype)
+
+    def pack() -> None:
+        event_linear_ops.release()
+        event_linear_ops.event_linear(x, weight)
+
+    return best_of(pack, 0.1) / (weight.numel() * item)
+
+
+MEASURES = {"linear": Measure(_linear, _linear_pack), "linear_training": Measure(_linear_training, _linear_pack)}
+
+
+def calibrate(quick: bool = False, progress: Callable[[str], None] | None = None) -> Path:
+    """Measure every kind of layer at every size of number, and keep the constants; returns the file. Takes about a minute.
+
+    Errors: SpikingError where no compiled kernels are.
+    """
+    if backend.compiled() is None:
+        raise SpikingError("calibrate: there is nothing to choose from, because the compiled kernels were not built.")
+    measured = {}
+    for kind, measure in MEASURES.items():
+        for item in _DTYPES:
+            if progress is not None:
+                progress(f"{kind}, {_DTYPES[item]}")
+            samples = list(measure.samples(item, quick))
+            event = [s for s in samples if s.nonzeros is not None]
+            dense = [s for s in samples if s.nonzeros is None]
+            measured[f"{kind}/{item}"] = cost.Rates(_fitted(dense), _fitted(event), measure.pack(item))
+    return cost.save(measured, backend.threads())
+
+
+def _fitted(samples: list[Sample]) -> tuple[float, ...]:
+    """The constants that predict the samples with the least relative error; rates that no sample reached take their neighbour's."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    factors = np.array([cost.terms(s.work, s.nonzeros) for s in samples]) / np.array([[s.seconds] for s in samples])
+    scale = factors.max(0)
+    reached = scale > 0
+    constants = np.zeros(len(scale))
+    constants[reached] = nnls(factors[:, reached] / scale[reached], np.ones(len(samples)))[0] / scale[reached]
+    grid = constants[-len(cost.ROWS) * len(cost.BYTES) :].reshape(len(cost.ROWS), len(cost.BYTES))
+    known = reached[-grid.size :].reshape(grid.shape)
+    for row, of_row in zip(grid, known):
+        if of_row.any():
+            at = np.arange(len(row))
+            row[:] = np.interp(at, at[of_row], row[of_row])
+    for i in range(1, len(grid)):
+        if not known[i].any():
+            grid[i] = grid[i - 1]
+    return tuple(float(c) for c in constants)

@@ -1,0 +1,329 @@
+// y = x·Wᵀ + b from the spikes of x, and dL/dW = dL/dyᵀ·x likewise: both are sums of the rows that a list names, so one routine does both.
+// Compiled once per instruction set (SPIKING_LEVEL), like neuron.cpp. Sums follow the list, one rounding a spike.
+#define SPIKING_GLUE_(a, b) a##b
+#define SPIKING_GLUE(a, b) SPIKING_GLUE_(a, b)
+#define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
+
+#include "event_linear_api.h"
+#include "spikes.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace SPIKING_NS {
+namespace {
+
+constexpr i64 PANEL = 64;      // columns that are summed in registers: four vectors of 16
+constexpr i64 LANES = 16;
+constexpr i64 AHEAD = 8;       // spikes between a prefetch and its use; measured on 64 MB of weights
+constexpr i64 FEW_ROWS = 4;    // with more rows the panel is in L2 anyway, and prefetching costs more than it saves
+
+using f32x16 = float __attribute__((vector_size(64)));
+using f64x16 = double __attribute__((vector_size(128)));
+using u16x16 = u16 __attribute__((vector_size(32)));
+using u32x16 = u32 __attribute__((vector_size(64)));
+
+template <class W> struct Kind { using Sum = float; using Vector = f32x16; };
+template <> struct Kind<double> { using Sum = double; using Vector = f64x16; };
+
+SPIKING_FN float widened(float v) { return v; }
+SPIKING_FN double widened(double v) { return v; }
+SPIKING_FN float widened(bf16 v) { return widen(v); }
+SPIKING_FN void narrowed(float v, float& to) { to = v; }
+SPIKING_FN void narrowed(double v, double& to) { to = v; }
+SPIKING_FN void narrowed(float v, bf16& to) { to = narrow_bf16(v); }
+
+template <class W>
+SPIKING_FN void load(const W* from, typename Kind<W>::Vector& to) {
+    if constexpr (sizeof(W) == 2) {
+        u16x16 raw;
+        __builtin_memcpy(&raw, from, sizeof(raw));
+        const u32x16 wide = __builtin_convertvector(raw, u32x16) << 16;
+        __builtin_memcpy(&to, &wide, sizeof(to));
+    } else {
+        __builtin_memcpy(&to, from, sizeof(to));
+    }
+}
+
+// out [16·NV] = start + Σ over the list of x[index·x_step] · panel[index, :]; x is 1 where `ones`.
+template <class W, int NV, bool ones, bool ahead>
+__attribute__((noinline)) void gather(const W* panel, const u32* list, i64 n, const W* x, i64 x_step,
+                                      const typename Kind<W>::Sum* start, typename Kind<W>::Sum* out) {
+    using Vector = typename Kind<W>::Vector;
+    constexpr i64 width = NV * LANES;
+    Vector sum[NV];
+    for (int v = 0; v < NV; ++v) __builtin_memcpy(&sum[v], start + v * LANES, sizeof(Vector));
+    for (i64 i = 0; i < n; ++i) {
+        if constexpr (ahead)
+            if (i + AHEAD < n) {
+                const char* next = reinterpret_cast<const char*>(panel + i64(list[i + AHEAD]) * width);
+                for (i64 at = 0; at < width * i64(sizeof(W)); at += 64) __builtin_prefetch(next + at, 0, 3);
+            }
+        const i64 index = i64(list[i]);
+        const W* row = panel + index * width;
+        if constexpr (ones) {
+            for (int v = 0; v < NV; ++v) {
+                Vector w;
+                load(row + v * LANES, w);
+                sum[v] += w;
+            }
+        } else {
+            const typename Kind<W>::Sum value = widened(x[index * x_step]);
+            for (int v = 0; v < NV; ++v) {
+                Vector w;
+                load(row + v * LANES, w);
+                sum[v] += w * value;
+            }
+        }
+    }
+    for (int v = 0; v < NV; ++v) __builtin_memcpy(out + v * LANES, &sum[v], sizeof(Vector));
+}
+
+template <class W>
+using Gather = void (*)(const W*, const u32*, i64, const W*, i64, const typename Kind<W>::Sum*, typename Kind<W>::Sum*);
+
+template <class W, bool ones, bool ahead>
+Gather<W> gather_of(i64 width) {
+    if (width == 16) return gather<W, 1, ones, ahead>;
+    if (width == 32) return gather<W, 2, ones, ahead>;
+    if (width == 48) return gather<W, 3, ones, ahead>;
+    return gather<W, 4, ones, ahead>;
+}
+
+template <class W>
+Gather<W> gather_of(i64 width, bool ones, bool ahead) {
+    if (ahead) return ones ? gather_of<W, true, true>(width) : gather_of<W, false, true>(width);
+    return ones ? gather_of<W, true, false>(width) : gather_of<W, false, false>(width);
+}
+
+SPIKING_FN i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+SPIKING_FN i64 panels_of(i64 outputs) { return (outputs + PANEL - 1) / PANEL; }
+SPIKING_FN i64 used_width(i64 panel, i64 outputs) { return smaller(PANEL, outputs - panel * PANEL); }
+SPIKING_FN i64 padded_width(i64 used) { return (used + LANES - 1) / LANES * LANES; }
+
+// body(first, last) over equal shares of [0, items).
+template <class Body>
+void shared_out(i64 items, int threads, const Body& body) {
+#ifdef _OPENMP
+    if (threads > 1 && items > 1) {
+#pragma omp parallel num_threads(threads)
+        {
+            const i64 team = omp_get_num_threads(), self = omp_get_thread_num();
+            body(items * self / team, items * (self + 1) / team);
+        }
+        return;
+    }
+#endif
+    (void)threads;
+    body(i64(0), items);
+}
+
+// --- lists ------------------------------------------------------------------------------------------------------------------------
+
+constexpr i64 PROBES = 32;
+
+// Whether a few words, scattered over x, already say that it holds more spikes than the limit: then it is not read to find out.
+template <class W>
+bool looks_busy(const EventCall& p) {
+    const i64 whole = p.inputs / 64, words = whole * p.rows, step = words / PROBES;
+    if (step < 8) return false;
+    i64 found = 0;
+    for (i64 i = 0; i < PROBES; ++i) {
+        const i64 at = i * step + i * 7919 % step;
+        found += __builtin_popcountll(spike_word(static_cast<const W*>(p.x) + at / whole * p.x_stride + at % whole * 64).active);
+    }
+    return double(found) / double(PROBES * 64) * double(p.rows) * double(p.inputs) > double(p.limit);
+}
+
+template <class W>
+i64 count_rows(const EventCall& p) {
+    const i64 words = (p.inputs + 63) / 64;
+    if (looks_busy<W>(p)) return -1;
+    i64 total = 0;
+    int other = 0;
+    shared_out(p.rows, p.threads, [&](i64 first, i64 last) {
+        for (i64 r = first; r < last; ++r) {
+            if (__atomic_load_n(&total, __ATOMIC_RELAXED) > p.limit) return;
+            const Spikes spikes = pack_nonzeros(static_cast<const W*>(p.x) + r * p.x_stride, p.inputs, p.bits + r * words);
+            p.counts[r] = spikes.count;
+            if (!spikes.ones) __atomic_store_n(&other, 1, __ATOMIC_RELAXED);
+            __atomic_fetch_add(&total, spikes.count, __ATOMIC_RELAXED);
+        }
+    });
+    return total > p.limit ? -1 : total * 2 + (other ? 0 : 1);
+}
+
+// A list is written in whole vectors and runs over its end: into the list after it, which is written later, except where that belongs
+// to another thread. So the last list of each share is written number by number.
+void list_rows(const u64* bits, i64 words, i64 n, const i64* offsets, u32* lists, i64 rows, int threads) {
+    shared_out(rows, threads, [&](i64 first, i64 last) {
+        for (i64 r = first; r + 1 < last; ++r) expand_bits(bits + r * words, n, lists + offsets[r]);
+        if (last <= first) return;
+        const i64 r = last - 1;
+        u32* out = lists + offsets[r];
+        for (i64 w = 0; w < words; ++w)
+            for (u64 word = bits[r * words + w]; word; word &= word - 1) *out++ = u32(64 * w) + u32(__builtin_ctzll(word));
+    });
+}
+
+// --- forward ----------------------------------------------------------------------------------------------------------------------
+
+template <class W>
+void forward_share(const EventCall& p, i64 first, i64 last) {
+    using Sum = typename Kind<W>::Sum;
+    alignas(64) Sum start[PANEL], out[PANEL];
+    const bool ones = p.x == nullptr;
+    for (i64 unit = first; unit < last;) {           // a unit is one row of one panel
+        const i64 panel = unit / p.rows, row = unit % p.rows, stop = smaller(p.rows, row + last - unit);
+        const i64 used = used_width(panel, p.outputs), width = padded_width(used);
+        const W* weights = static_cast<const W*>(p.panels) + panel * PANEL * p.inputs;
+        const W* bias = static_cast<const W*>(p.bias) + panel * PANEL;
+        for (i64 k = 0; k < width; ++k) start[k] = p.bias && k < used ? widened(bias[k]) : Sum(0);
+        const Gather<W> run = gather_of<W>(width, ones, p.rows <= FEW_ROWS);
+        for (i64 r = row; r < stop; ++r) {
+            const W* x = ones ? nullptr : static_cast<const W*>(p.x) + r * p.x_stride;
+            W* y = static_cast<W*>(p.y) + r * p.outputs + panel * PANEL;
+            const bool direct = sizeof(W) == sizeof(Sum) && used == width;
+            run(weights, p.lists + p.offsets[r], p.offsets[r + 1] - p.offsets[r], x, 1, start, direct ? reinterpret_cast<Sum*>(y) : out);
+            if (!direct)
+                for (i64 k = 0; k < used; ++k) narrowed(out[k], y[k]);
+        }
+        unit += stop - row;
+    }
+}
+
+template <class W>
+void forward_all(const EventCall& p) {
+    shared_out(panels_of(p.outputs) * p.rows, p.threads, [&](i64 first, i64 last) { forward_share<W>(p, first, last); });
+}
+
+// --- panels -----------------------------------------------------------------------------------------------------------------------
+
+template <class W>
+bool pack_panels(const PanelCall& p) {
+    using Sum = typename Kind<W>::Sum;
+    const i64 blocks = (p.inputs + LANES - 1) / LANES;
+    int finite = 1;
+    shared_out(panels_of(p.outputs) * blocks, p.threads, [&](i64 first, i64 last) {
+        Sum odd = 0;                                 // stays 0: v - v is 0 unless v is infinite or NaN
+        for (i64 unit = first; unit < last; ++unit) {
+            const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
+            const i64 used = used_width(panel, p.outputs), width = padded_width(used);
+            const W* from = static_cast<const W*>(p.weight) + panel * PANEL * p.row_stride + k * p.column_stride;
+            W* to = static_cast<W*>(p.panels) + panel * PANEL * p.inputs + k * width;
+            if (p.row_stride == 1) {
+                for (i64 i = 0; i < n; ++i)
+                    for (i64 j = 0; j < used; ++j) {
+                        const W v = from[i * p.column_stride + j];
+                        odd += widened(v) - widened(v);
+                        to[i * width + j] = v;
+                    }
+            } else {
+                for (i64 j = 0; j < used; ++j)
+                    for (i64 i = 0; i < n; ++i) {
+                        const W v = from[j * p.row_stride + i * p.column_stride];
+                        odd += widened(v) - widened(v);
+                        to[i * width + j] = v;
+                    }
+            }
+            for (i64 i = 0; i < n; ++i)
+                for (i64 j = used; j < width; ++j) to[i * width + j] = W{};
+        }
+        if (!(odd == Sum(0))) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
+    });
+    return finite != 0;
+}
+
+// --- weight gradient --------------------------------------------------------------------------------------------------------------
+
+// Bit c of word r becomes bit r of word c (Warren 2002, Hacker's Delight, section 7-3).
+SPIKING_FN void transpose_bits(u64* a) {
+    u64 mask = 0x00000000ffffffffull;
+    for (int j = 32; j; j >>= 1, mask ^= mask << j)
+        for (int base = 0; base < 64; base += 2 * j)
+            for (int k = base; k < base + j; ++k) {
+                const u64 swap = ((a[k] >> j) ^ a[k + j]) & mask;
+                a[k] ^= swap << j;
+                a[k + j] ^= swap;
+            }
+}
+
+void turn(const WeightGradCall& p) {
+    const i64 words = (p.inputs + 63) / 64, deep = (p.rows + 63) / 64;
+    shared_out(words, p.threads, [&](i64 first, i64 last) {
+        for (i64 w = first; w < last; ++w) {
+            const i64 n = smaller(64, p.inputs - 64 * w);
+            for (i64 k = 0; k < n; ++k) p.counts[64 * w + k] = 0;
+            for (i64 d = 0; d < deep; ++d) {
+                u64 block[64] = {}, any = 0;
+                const i64 high = smaller(64, p.rows - 64 * d);
+                for (i64 r = 0; r < high; ++r) any |= block[r] = p.bits[(64 * d + r) * words + w];
+                if (any) transpose_bits(block);
+                for (i64 k = 0; k < n; ++k) {
+                    p.turned[(64 * w + k) * deep + d] = block[k];
+                    p.counts[64 * w + k] += __builtin_popcountll(block[k]);
+                }
+            }
+        }
+    });
+}
+
+template <class W>
+void weight_grad_all(const WeightGradCall& p) {
+    using Sum = typename Kind<W>::Sum;
+    const i64 blocks = (p.inputs + LANES - 1) / LANES;
+    shared_out(panels_of(p.outputs) * blocks, p.threads, [&](i64 first, i64 last) {
+        alignas(64) Sum zero[PANEL] = {}, out[LANES][PANEL];
+        for (i64 unit = first; unit < last; ++unit) {
+            const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
+            const i64 used = used_width(panel, p.outputs), width = padded_width(used);
+            const W* grads = static_cast<const W*>(p.panels) + panel * PANEL * p.rows;
+            const Gather<W> run = gather_of<W>(width, p.x == nullptr, false);
+            for (i64 i = 0; i < n; ++i) {
+                const W* x = p.x ? static_cast<const W*>(p.x) + k + i : nullptr;
+                run(grads, p.lists + p.offsets[k + i], p.offsets[k + i + 1] - p.offsets[k + i], x, p.x_stride, zero, out[i]);
+            }
+            W* to = static_cast<W*>(p.grad_weight) + panel * PANEL * p.inputs + k;
+            for (i64 j = 0; j < used; ++j)
+                for (i64 i = 0; i < n; ++i) narrowed(out[i][j], to[j * p.inputs + i]);
+        }
+    });
+}
+
+// --- table ------------------------------------------------------------------------------------------------------------------------
+
+long long count(const EventCall& p) {
+    return p.dtype == 0 ? count_rows<float>(p) : p.dtype == 1 ? count_rows<double>(p) : count_rows<bf16>(p);
+}
+
+void list(const EventCall& p) {
+    list_rows(p.bits, (p.inputs + 63) / 64, p.inputs, p.offsets, p.lists, p.rows, p.threads);
+}
+
+void forward(const EventCall& p) {
+    if (p.dtype == 0) forward_all<float>(p);
+    else if (p.dtype == 1) forward_all<double>(p);
+    else forward_all<bf16>(p);
+}
+
+bool pack(const PanelCall& p) {
+    return p.dtype == 0 ? pack_panels<float>(p) : p.dtype == 1 ? pack_panels<double>(p) : pack_panels<bf16>(p);
+}
+
+void turned_list(const WeightGradCall& p) {
+    list_rows(p.turned, (p.rows + 63) / 64, p.rows, p.offsets, p.lists, p.inputs, p.threads);
+}
+
+void weight_grad(const WeightGradCall& p) {
+    if (p.dtype == 0) weight_grad_all<float>(p);
+    else if (p.dtype == 1) weight_grad_all<double>(p);
+    else weight_grad_all<bf16>(p);
+}
+
+}  // namespace
+
+extern const EventTable event_table;
+const EventTable event_table{count, list, forward, pack, turn, turned_list, weight_grad};
+
+}  // namespace SPIKING_NS

@@ -1,0 +1,55 @@
+// What the bindings hand to event_linear.cpp. Spikes travel as bits: row r has `words` = (inputs + 63) / 64 words of 64 inputs.
+//
+// Weights lie in panels: columns in groups of 64 (the last one cut to a multiple of 16, filled with zeros), each group [inputs, width]
+// without gaps, so that a panel stays in L2 while all rows pass over it, whatever power of two the matrix is wide.
+#pragma once
+
+struct EventCall {
+    const void* x;                 // [rows, inputs], stride x_stride between rows; null where every spike is 1 and bits say it all
+    long long x_stride;
+    unsigned long long* bits;      // [rows, words]
+    long long* counts;             // [rows]: spikes of each row
+    long long limit;               // more spikes than this: stop counting, return -1
+    const long long* offsets;      // [rows + 1]: where each row's list begins
+    unsigned int* lists;           // indices of the spikes, row after row (room for 16 more)
+    const void* panels;            // [inputs × outputs] in panels
+    const void* bias;              // [outputs] or null
+    void* y;                       // [rows, outputs]
+    long long rows, inputs, outputs;
+    int dtype;                     // 0 float, 1 double, 2 bf16 (sums in float)
+    int threads;
+};
+
+// weight [outputs, inputs] with strides in items -> panels.
+struct PanelCall {
+    const void* weight;
+    long long row_stride, column_stride;
+    long long inputs, outputs;
+    void* panels;
+    int dtype, threads;
+};
+
+// grad_weight [outputs, inputs] = grad_yᵀ · x from the transposed spikes: for each input, the rows in which it was active.
+struct WeightGradCall {
+    const unsigned long long* bits;  // [rows, words]
+    unsigned long long* turned;      // [inputs, (rows + 63) / 64]
+    long long* counts;               // [inputs]
+    const long long* offsets;        // [inputs + 1]
+    unsigned int* lists;
+    const void* x;                   // [rows, inputs] or null where every spike is 1
+    long long x_stride;
+    const void* panels;              // grad_y as panels [rows × outputs]
+    void* grad_weight;
+    long long rows, inputs, outputs;
+    int dtype, threads;
+};
+
+struct EventTable {
+    long long (*count)(const EventCall&);  // fills bits and counts; spikes·2 + (are all exactly 1), or -1 beyond the limit
+    void (*list)(const EventCall&);        // fills lists from bits and offsets
+    void (*forward)(const EventCall&);
+    bool (*pack)(const PanelCall&);        // whether every weight is finite
+    void (*turn)(const WeightGradCall&);   // fills turned and counts
+    void (*turned_list)(const WeightGradCall&);
+    void (*weight_grad)(const WeightGradCall&);
+};

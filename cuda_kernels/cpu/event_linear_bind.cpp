@@ -1,0 +1,173 @@
+// Python bindings of the event-driven linear kernels: pointers, sizes and numbers only. Scratch memory belongs to the calling thread.
+#include <nanobind/nanobind.h>
+
+#include <vector>
+
+#include "event_linear_api.h"
+#include "levels.h"
+
+namespace nb = nanobind;
+
+SPIKING_TABLE(EventTable, event_table)
+
+namespace {
+
+using Size = long long;
+
+constexpr Size SLACK = 16;                       // lists are written in whole vectors
+constexpr Size KEPT = Size(64) << 20;            // bytes of scratch that a thread keeps between calls
+constexpr Size WORTH_A_THREAD = 100000;          // sums below which waking a second thread costs more than it saves
+
+struct Scratch {
+    std::vector<unsigned long long> bits, turned;
+    std::vector<Size> counts, offsets;
+    std::vector<unsigned int> lists;
+
+    template <class T>
+    static T* room(std::vector<T>& v, Size n) {  // never shrinks within a call; what was in it is lost
+        if (Size(v.size()) < n) v = std::vector<T>(size_t(n));
+        return v.data();
+    }
+
+    void trim() {
+        const Size bytes = Size(bits.size() + turned.size() + counts.size() + offsets.size()) * 8 + Size(lists.size()) * 4;
+        if (bytes > KEPT) *this = Scratch{};
+    }
+};
+
+Scratch& scratch() {
+    thread_local Scratch own;
+    return own;
+}
+
+Size words_of(Size n) { return (n + 63) / 64; }
+
+const Size* running_sum(Scratch& s, Size n) {
+    Size* offsets = Scratch::room(s.offsets, n + 1);
+    Size total = 0;
+    for (Size i = 0; i < n; ++i) offsets[i] = total, total += s.counts[size_t(i)];
+    offsets[n] = total;
+    return offsets;
+}
+
+int enough_threads(Size sums, int threads) { return sums < WORTH_A_THREAD ? 1 : threads; }
+
+// bits: where to leave the spikes as bits [rows, words]; 0: they are not wanted.
+Size event_count(uintptr_t x, Size x_stride, uintptr_t bits, Size limit, Size rows, Size inputs, int dtype, int threads) {
+    EventCall p{};
+    const EventTable& table = event_table();
+    nb::gil_scoped_release release;
+    Scratch& s = scratch();
+    p.x = pointer<const void>(x), p.x_stride = x_stride, p.limit = limit;
+    p.bits = bits ? pointer<unsigned long long>(bits) : Scratch::room(s.bits, rows * words_of(inputs));
+    p.counts = Scratch::room(s.counts, rows);
+    p.rows = rows, p.inputs = inputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
+    const Size found = table.count(p);
+    s.trim();
+    return found;
+}
+
+// Counts, and where there are at most `limit` spikes, computes y; the return value is that of `count`.
+// given: the bits are already there, and x is 0 where all spikes are 1.
+Size event_forward(uintptr_t x, Size x_stride, uintptr_t bits, bool given, Size limit, uintptr_t panels, uintptr_t bias, uintptr_t y,
+                   Size rows, Size inputs, Size outputs, int dtype, int threads) {
+    EventCall p{};
+    const EventTable& table = event_table();
+    nb::gil_scoped_release release;
+    Scratch& s = scratch();
+    p.x = pointer<const void>(x), p.x_stride = x_stride, p.limit = limit;
+    p.bits = bits ? pointer<unsigned long long>(bits) : Scratch::room(s.bits, rows * words_of(inputs));
+    p.counts = Scratch::room(s.counts, rows);
+    p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
+    Size found;
+    if (given) {
+        found = 0;
+        for (Size r = 0; r < rows; ++r) {
+            p.counts[r] = 0;
+            for (Size w = 0; w < words_of(inputs); ++w) p.counts[r] += __builtin_popcountll(p.bits[r * words_of(inputs) + w]);
+            found += p.counts[r];
+        }
+        found = found * 2 + (x == 0);
+    } else {
+        found = table.count(p);
+        if (found < 0) return found;
+        if (found & 1) p.x = nullptr;
+    }
+    p.offsets = running_sum(s, rows);
+    p.lists = Scratch::room(s.lists, found / 2 + SLACK);
+    table.list(p);
+    p.panels = pointer<const void>(panels), p.bias = pointer<const void>(bias), p.y = pointer<void>(y);
+    p.threads = enough_threads(found / 2 * outputs, threads);
+    table.forward(p);
+    s.trim();
+    return found;
+}
+
+bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size inputs, Size outputs, uintptr_t panels, int dtype,
+                  int threads) {
+    PanelCall p{};
+    p.weight = pointer<const void>(weight), p.row_stride = row_stride, p.column_stride = column_stride;
+    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels);
+    p.dtype = dtype, p.threads = enough_threads(inputs * outputs, threads);
+    const EventTable& table = event_table();
+    nb::gil_scoped_release release;
+    return table.pack(p);
+}
+
+// A number that changes when the memory does: all of it is read where it is small, else some places all over it.
+unsigned long long event_sample(uintptr_t address, Size bytes) {
+    constexpr Size ALL = 4096, SOME = 256, LANES = 4;  // words; independent sums, so that one multiplication need not wait for another
+    const char* memory = pointer<const char>(address);
+    const Size words = bytes / 8, step = words <= ALL ? 1 : words / SOME;
+    unsigned long long sums[LANES] = {1, 2, 3, 4};
+    const auto mix = [&](unsigned long long& sum, Size at, Size width) {
+        unsigned long long word = 0;
+        __builtin_memcpy(&word, memory + at, size_t(width));
+        sum = (sum ^ word) * 0x9e3779b97f4a7c15ull;
+        sum ^= sum >> 29;
+    };
+    Size at = 0;
+    for (; at + (LANES - 1) * step < words; at += LANES * step)
+        for (Size lane = 0; lane < LANES; ++lane) mix(sums[lane], 8 * (at + lane * step), 8);
+    for (; at < words; at += step) mix(sums[0], 8 * at, 8);
+    if (bytes % 8) mix(sums[1], 8 * words, bytes % 8);
+    unsigned long long sample = 0;
+    for (unsigned long long sum : sums) sample = (sample ^ sum) * 0x9e3779b97f4a7c15ull;
+    return sample;
+}
+
+// panels: room for grad_y [rows, outputs] in panels, filled here. x: 0 where every spike is 1.
+void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, uintptr_t panels, uintptr_t bits, uintptr_t x, Size x_stride,
+                       uintptr_t grad_weight, Size rows, Size inputs, Size outputs, int dtype, int threads) {
+    const EventTable& table = event_table();
+    nb::gil_scoped_release release;
+    Scratch& s = scratch();
+    PanelCall g{};                               // the rows of grad_y are gathered, as those of the weights are in the forward pass
+    g.weight = pointer<const void>(grad_y), g.row_stride = column_stride, g.column_stride = row_stride;
+    g.inputs = rows, g.outputs = outputs, g.panels = pointer<void>(panels);
+    g.dtype = dtype, g.threads = enough_threads(rows * outputs, threads);
+    table.pack(g);
+    WeightGradCall p{};
+    p.bits = pointer<const unsigned long long>(bits), p.x = pointer<const void>(x), p.x_stride = x_stride;
+    p.turned = Scratch::room(s.turned, inputs * words_of(rows));
+    p.counts = Scratch::room(s.counts, inputs);
+    p.panels = pointer<const void>(panels), p.grad_weight = pointer<void>(grad_weight);
+    p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
+    table.turn(p);
+    p.offsets = running_sum(s, inputs);
+    p.lists = Scratch::room(s.lists, p.offsets[inputs] + SLACK);
+    table.turned_list(p);
+    p.threads = enough_threads(inputs * outputs, threads);
+    table.weight_grad(p);
+    s.trim();
+}
+
+}  // namespace
+
+void bind_event_linear(nb::module_& m) {
+    m.def("event_count", &event_count);
+    m.def("event_forward", &event_forward);
+    m.def("event_panels", &event_panels);
+    m.def("event_sample", &event_sample);
+    m.def("event_weight_grad", &event_weight_grad);
+}

@@ -1,0 +1,85 @@
+// The plain float neuron over a strip of a few time steps, with the membrane (forward) or its gradient (backward) held in a register from
+// step to step and every result written once: a third of the loads and stores of a pass over rows.
+#pragma once
+#include "neuron.h"
+#include "wide.h"
+
+namespace SPIKING_NS {
+
+#if SPIKING_WIDE
+constexpr int STRIP = 4;       // steps; more would open more rows at once than the translation buffer likes
+
+// Rows of one block: row t lies `stride` floats after row t - 1. `ahead` (floats; 0: none) leads to the rows that come next.
+struct Strip { i64 n, stride, ahead; };
+
+SPIKING_FN Rule<Wide> widened(const Rule<float>& r) {
+    return {Wide(r.v_reset), Wide(r.v_leak), Wide(r.beta_adapt), Wide(r.adapt_scale), Wide(r.a), Wide(r.b), Wide(r.on_tie), Wide(r.decay_input),
+            Wide(r.attach), Wide(r.reset_delay), Wide(r.residual_reset), Wide(r.normalize), Wide(r.refractory), r.surrogate};
+}
+
+SPIKING_FN void put(float* to, Wide v, bool stream) {
+    if (stream) stream_wide(to, v); else store_wide(to, v);
+}
+
+template <Reset reset, int steps, bool stream, bool keep>
+void forward_strip(const float* x, float* s, float* h, float* v, const float* beta, const float* threshold, const Rule<float>& rule, Strip at) {
+    const Rule<Wide> wide = widened(rule);
+    i64 k = 0;
+    for (; k + SPIKING_WIDE <= at.n; k += SPIKING_WIDE) {
+        Wide vk = load_wide(v + k), none = Wide(0.0f), hk;
+        const Wide bk = load_wide(beta + k), thk = load_wide(threshold + k);
+#pragma GCC unroll 8
+        for (int t = 0; t < steps; ++t) {
+            const i64 here = t * at.stride + k;
+            if (at.ahead) __builtin_prefetch(x + here + at.ahead, 0, 2);
+            const Wide sk = neuron_step<Kind::lif, reset, Flags::plain>(load_wide(x + here), vk, none, none, bk, thk, none, wide, hk);
+            put(s + here, sk, stream);
+            if (keep) put(h + here, hk, stream);
+        }
+        store_wide(v + k, vk);
+    }
+    for (; k < at.n; ++k) {
+        float none = 0.0f, hk;
+        for (int t = 0; t < steps; ++t) {
+            const i64 here = t * at.stride + k;
+            s[here] = neuron_step<Kind::lif, reset, Flags::plain>(x[here], v[k], none, none, beta[k], threshold[k], none, rule, hk);
+            if (keep) h[here] = hk;
+        }
+    }
+}
+
+// From the last row of the strip to the first; `h`, `gs` and `gx` point to the first. grad_stride 0: one row of gradients serves every step.
+template <Reset reset, Surrogate kind, int steps, bool stream>
+void backward_strip(const float* h, const float* gs, i64 grad_stride, float* gx, float* carry, const float* beta, const float* threshold,
+                    const Rule<float>& rule, Strip at) {
+    const Rule<Wide> wide = widened(rule);
+    i64 k = 0;
+    const auto step = [&](auto zero, const auto& r, auto hk, auto gk, auto& ck, auto bk, auto thk) {
+        const auto u = hk - thk;
+        auto none_e = zero, none_s = zero, grad_beta = zero, grad_threshold = zero, grad_beta_syn = zero;
+        return neuron_adjoint<Kind::lif, reset, Flags::plain>(zero, hk, u, surrogate_grad<kind>(u, r.a, r.b), gk, zero, zero, zero, ck, none_e, none_s,
+                                                              bk, thk, zero, r, grad_beta, grad_threshold, grad_beta_syn);
+    };
+    for (; k + SPIKING_WIDE <= at.n; k += SPIKING_WIDE) {
+        Wide ck = load_wide(carry + k);
+        const Wide bk = load_wide(beta + k), thk = load_wide(threshold + k);
+#pragma GCC unroll 8
+        for (int t = steps - 1; t >= 0; --t) {
+            const i64 here = t * at.stride + k;
+            if (at.ahead) {
+                __builtin_prefetch(h + here + at.ahead, 0, 2);
+                if (grad_stride) __builtin_prefetch(gs + here + at.ahead, 0, 2);
+            }
+            put(gx + here, step(Wide(0.0f), wide, load_wide(h + here), load_wide(gs + t * grad_stride + k), ck, bk, thk), stream);
+        }
+        store_wide(carry + k, ck);
+    }
+    for (; k < at.n; ++k)
+        for (int t = steps - 1; t >= 0; --t) {
+            const i64 here = t * at.stride + k;
+            gx[here] = step(0.0f, rule, h[here], gs[t * grad_stride + k], carry[k], beta[k], threshold[k]);
+        }
+}
+#endif
+
+}  // namespace SPIKING_NS

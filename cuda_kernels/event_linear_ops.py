@@ -1,0 +1,425 @@
+"""torch.library registration of `spiking::event_linear`, y = x·Wᵀ + b from the non-zeros of x, and the choice between it and torch's own.
+
+`event_linear(x, weight, bias, bits, ones, always)` -> y: x [*, in], weight [out, in]; `bits` are the spikes of x as `_count` leaves them
+(None: not counted yet), `ones` says that each is exactly 1, and without `always` the cost model may still take the dense product.
+The weight gradient touches active inputs only, through `spiking::event_weight_grad`; dL/dx = dL/dy·W is a dense product.
+
+Weights are read in panels (cpu/event_linear_api.h). They live as long as their weight and are made anew when its version counter, its
+memory, or one of a few weights that are looked at has changed: an optimiser step, load_state_dict and in-place edits are always seen;
+edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) in weights up to 32 KB, in larger ones only where they touch
+one of those few.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as tf
+
+from spiking.errors import SpikingError
+
+from . import backend, cost, driven, memory
+from .cuda import event as cuda_event
+from .ops import _library as library
+
+__all__ = ["choice", "event_linear", "linear", "linear_neurons", "release"]
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_NO_LIMIT = 1 << 62
+_CALLS = 8  # how many calls without gradients a weight is assumed to serve before it changes; they share the cost of packing it
+_LARGEST = (1 << 32) - 64  # inputs of a row: their indices are 32-bit numbers
+
+library.define("event_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? bits, bool ones, bool always) -> Tensor")
+library.define(
+    "event_weight_grad(Tensor grad_y, Tensor? x, Tensor? bits, bool ones, SymInt in_features, bool always) -> Tensor"
+)
+
+
+# --- panels -------------------------------------------------------------------------------------------------------------
+
+
+class _Panels:
+    """The panels of one weight as it was at its mark."""
+
+    __slots__ = ("finite", "mark", "of", "panels")
+
+    def __init__(self, weight: Tensor, mark: tuple[Any, ...], forget: Callable[[Any], None] | None) -> None:
+        self.of = weakref.ref(weight, forget)
+        self.mark = mark
+        self.panels: Tensor | None = None
+        self.finite = True
+
+
+_known: dict[int, _Panels] = {}
+
+
+def _panels_of(module: Any, weight: Tensor) -> _Panels:
+    """The entry of a weight as it is now; its panels may still have to be made."""
+    if not _keeps(weight):
+        return _Panels(weight, (), None)
+    key, address, strides = id(weight), weight.data_ptr(), weight.stride()
+    # Memory of a device is not looked at: the host would have to wait for it.
+    sample = 0 if module is None else module.event_sample(address, weight.numel() * weight.dtype.itemsize)
+    mark = (weight._version, address, strides, sample)
+    known = _known.get(key)
+    if known is None or known.mark != mark or known.of() is not weight:
+        known = _known[key] = _Panels(weight, mark, lambda dead: _forget(key, dead))
+    return known
+
+
+def _keeps(weight: Tensor) -> bool:
+    """Whether panels can be kept for later calls: inference tensors have no version counter that would tell when they are stale."""
+    return (weight.is_contiguous() or weight.stride() == (1, weight.shape[0])) and not weight.is_inference()
+
+
+def _forget(key: int, dead: Any) -> None:
+    known = _known.get(key)
+    if known is not None and known.of is dead:
+        del _known[key]
+
+
+def _packed(module: Any, entry: _Panels, weight: Tensor) -> Tensor | None:
+    """The panels of a weight, made now if need be; None where it holds infinity or NaN, which reach a result even through zeros.
+
+    Without a module the weight is a CUDA device's, and its panels are those of cuda/event.py.
+    """
+    if entry.panels is None and entry.finite and module is None:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return None  # nothing may wait now; a call before the capture makes them
+        entry.finite = bool(torch.isfinite(weight).all())
+        entry.panels = cuda_event.transposed(weight) if entry.finite else None
+    elif entry.panels is None and entry.finite:
+        outputs, inputs = weight.shape
+        panels = _panels_like(weight, inputs, outputs)
+        entry.finite = module.event_panels(
+            weight.data_ptr(),
+            *weight.stride(),
+            inputs,
+            outputs,
+            panels.data_ptr(),
+            _DTYPES[weight.dtype],
+            backend.threads(),
+        )
+        entry.panels = panels
+    return entry.panels if entry.finite else None
+
+
+def _panels_like(x: Tensor, inputs: int, outputs: int) -> Tensor:
+    return memory.empty((-(-outputs // 16) * 16 * inputs,), x.dtype, x.device)
+
+
+def release() -> None:
+    """Forget all panels; they are made again when they are needed."""
+    _known.clear()
+
+
+# --- kernels ------------------------------------------------------------------------------------------------------------
+
+
+def _compiled_for(x: Tensor, weight: Tensor) -> Any:
+    """The compiled module where it can compute this call, else None."""
+    dtype = x.dtype
+    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype):
+        return None
+    outputs, inputs = weight.shape
+    return _compiled() if 0 < inputs < _LARGEST and outputs and x.numel() else None
+
+
+@functools.cache
+def _compiled() -> Any:
+    return backend.compiled() if backend.choose(torch.device("cpu")).name == "cpu" else None
+
+
+def _rows_of(x: Tensor) -> Tensor:
+    """x as [rows, in], neighbouring inputs side by side: a view where that is possible, so that expanded rows take no memory."""
+    x = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _work(x: Tensor, weight: Tensor) -> tuple[cost.Work, float]:
+    """What a call without gradients computes, and the seconds of packing that are put on its account."""
+    outputs, inputs = weight.shape
+    work = cost.Work.linear(x.numel() // inputs, inputs, outputs, weight.dtype.itemsize, backend.threads())
+    # Whether panels are at hand must not decide: the same call has to give the same bits each time.
+    return work, cost.packing(work) / (_CALLS if _keeps(weight) else 1)
+
+
+def _training_limit(rows: int, inputs: int, outputs: int, item: int) -> int:
+    """The most spikes at which forward pass and weight gradient win, though the weights are new and must be packed."""
+    work = cost.Work.linear(rows, inputs, outputs, item, backend.threads(), "linear_training")
+    return cost.most_spikes(work, cost.packing(work))
+
+
+def choice(x: Tensor, weight: Tensor) -> cost.Choice:
+    """What the cost model says of x·Wᵀ without gradients, for x as it is."""
+    work, packing = _work(x, weight)
+    return cost.choose(work, int(x.count_nonzero()), packing)
+
+
+def _count(module: Any, x: Tensor, limit: int, bits: Tensor | None = None) -> int:
+    """Spikes·2 + (is each exactly 1), or -1 for more than `limit`; with `bits` they are left there, a word for 64 inputs."""
+    rows = _rows_of(x)
+    to = 0 if bits is None else bits.data_ptr()
+    return module.event_count(
+        rows.data_ptr(), rows.stride(0), to, limit, *rows.shape, _DTYPES[x.dtype], backend.threads()
+    )
+
+
+def _bits_for(x: Tensor) -> Tensor:
+    inputs = x.shape[-1]
+    return torch.empty((x.numel() // inputs, -(-inputs // 64)), dtype=torch.int64)
+
+
+def _forward(
+    module: Any, x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
+) -> Tensor | None:
+    """y from the spikes of x; None where the dense product is the better (or only right) choice."""
+    limit = _NO_LIMIT
+    if not always:
+        limit = cost.most_spikes(*_work(x, weight))
+        if limit < 0:
+            return None
+    entry = _panels_of(module, weight)
+    if entry.panels is None and not always and _count(module, x, limit) < 0:
+        return None
+    panels = _packed(module, entry, weight)
+    if panels is None:
+        return None
+    rows = _rows_of(x)
+    bias = bias if bias is None else bias.contiguous()
+    outputs, inputs = weight.shape
+    y = memory.empty((*x.shape[:-1], outputs), x.dtype, x.device)
+    found = module.event_forward(
+        0 if bits is not None and ones else rows.data_ptr(),
+        rows.stride(0),
+        0 if bits is None else bits.data_ptr(),
+        bits is not None,
+        limit,
+        panels.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        rows.shape[0],
+        inputs,
+        outputs,
+        _DTYPES[x.dtype],
+        backend.threads(),
+    )
+    return None if found < 0 else y
+
+
+def _event_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
+) -> Tensor:
+    mode = "always" if always else driven.mode()
+    module = _compiled_for(x, weight) if mode != "never" else None
+    y = None if module is None else _forward(module, x, weight, bias, bits, ones, mode == "always")
+    return tf.linear(x, weight, bias) if y is None else y
+
+
+def _event_weight_grad(
+    grad_y: Tensor, x: Tensor | None, bits: Tensor | None, ones: bool, in_features: int, always: bool
+) -> Tensor:
+    grads = grad_y.reshape(-1, grad_y.shape[-1])
+    n, outputs = grads.shape
+    rows = None if x is None else _rows_of(x)
+    mode = "always" if always or bits is not None else driven.mode()
+    fits = grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() > 0 and mode != "never"
+    module = _compiled() if fits else None
+    if module is not None and bits is None and rows is not None:
+        limit = _NO_LIMIT if mode == "always" else _training_limit(n, in_features, outputs, grads.dtype.itemsize)
+        counted = _bits_for(rows)
+        found = _count(module, rows, limit, counted) if limit >= 0 else -1
+        bits, ones = (counted, bool(found & 1)) if found >= 0 else (None, False)
+    if module is None or bits is None:
+        assert rows is not None  # bits without x are left by a compiled forward pass only
+        return grads.t() @ rows
+    panels = _panels_like(grads, n, outputs)
+    grad_weight = memory.empty((outputs, in_features), grads.dtype, grads.device)
+    module.event_weight_grad(
+        grads.data_ptr(),
+        *grads.stride(),
+        panels.data_ptr(),
+        bits.data_ptr(),
+        0 if ones or rows is None else rows.data_ptr(),
+        0 if ones or rows is None else rows.stride(0),
+        grad_weight.data_ptr(),
+        n,
+        in_features,
+        outputs,
+        _DTYPES[grads.dtype],
+        backend.threads(),
+    )
+    return grad_weight
+
+
+for key in ("CPU", "CUDA"):
+    library.impl("event_linear", _event_linear, key)
+    library.impl("event_weight_grad", _event_weight_grad, key)
+
+
+# --- fake ---------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("spiking::event_linear")
+def _event_linear_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.register_fake("spiking::event_weight_grad")
+def _event_weight_grad_fake(
+    grad_y: Tensor, x: Tensor | None, bits: Tensor | None, ones: bool, in_features: int, always: bool
+) -> Tensor:
+    return grad_y.new_empty((grad_y.shape[-1], in_features))
+
+
+# --- autograd -----------------------------------------------------------------------------------------------------------
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, bits, ctx.ones, ctx.always = inputs
+    ctx.in_features = x.shape[-1]
+    ctx.packed = bits is not None and ctx.ones  # 1 bit for what would be kept in 32
+    kept = bits if ctx.packed else x if ctx.needs_input_grad[1] else None
+    ctx.save_for_backward(kept, bits, weight if ctx.needs_input_grad[0] else None)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    kept, bits, weight = ctx.saved_tensors
+    grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
+    grad_weight = None
+    if ctx.needs_input_grad[1]:
+        if ctx.packed and torch.is_grad_enabled():
+            raise SpikingError(
+                "event_linear: second derivatives were asked for, but the input was kept as bits. "
+                'Run the forward pass under spiking.event_driven("never").'
+            )
+        x = None if ctx.packed else kept
+        grad_weight = torch.ops.spiking.event_weight_grad(grad_y, x, bits, ctx.ones, ctx.in_features, ctx.always)
+    grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+    return grad_x, grad_weight, grad_bias, None, None, None
+
+
+torch.library.register_autograd("spiking::event_linear", _backward, setup_context=_setup_context)
+
+
+def _setup_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_y, x, bits, ctx.ones, _, ctx.always = inputs
+    ctx.save_for_backward(grad_y, x, bits)
+
+
+def _grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_y, x, bits = ctx.saved_tensors
+    to_grad_y = torch.ops.spiking.event_linear(x, grad, None, bits, ctx.ones, ctx.always)
+    return to_grad_y, grad_y @ grad if ctx.needs_input_grad[1] else None, None, None, None, None
+
+
+torch.library.register_autograd("spiking::event_weight_grad", _grad_backward, setup_context=_setup_grad_context)
+
+
+# --- calls --------------------------------------------------------------------------------------------------------------
+
+
+def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x·Wᵀ + b from the non-zeros of x, whatever their number; see `functional.event_linear`."""
+    if cuda_event.here(x) and not torch.compiler.is_compiling():
+        y = _on_cuda(x, weight, bias, True)
+        return tf.linear(x, weight, bias) if y is None else y
+    if not torch.compiler.is_compiling() and _plain(x):
+        module = _compiled_for(x, weight)
+        if module is not None and not _learns(x, weight, bias):
+            y = _forward(module, x, weight, bias, None, False, True)
+            return tf.linear(x, weight, bias) if y is None else y
+        if module is not None:
+            bits = _bits_for(x)
+            found = _count(module, x, _NO_LIMIT, bits)
+            return torch.ops.spiking.event_linear(x, weight, bias, bits, bool(found & 1), True)
+    return torch.ops.spiking.event_linear(x, weight, bias, None, False, True)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch's linear, or the event-driven one where the cost model predicts that it wins; `event_driven` says who decides."""
+    if torch.compiler.is_compiling():
+        return torch.ops.spiking.event_linear(x, weight, bias, None, False, False)
+    mode = driven.mode()
+    if cuda_event.here(x):
+        y = None if mode == "never" else _on_cuda(x, weight, bias, mode == "always")
+        return tf.linear(x, weight, bias) if y is None else y
+    if mode == "always" and not torch.is_autocast_enabled(x.device.type):
+        return event_linear(x, weight, bias)
+    module = _compiled_for(x, weight) if mode != "never" and _plain(x) else None
+    if module is None:
+        return tf.linear(x, weight, bias)
+    if not _learns(x, weight, bias):
+        y = _forward(module, x, weight, bias, None, False, False)
+        return tf.linear(x, weight, bias) if y is None else y
+    # A weight that does not learn would gain in the forward pass alone, which rarely pays for an operator with a backward of its own.
+    outputs, inputs = weight.shape
+    learns = weight.requires_grad
+    limit = _training_limit(x.numel() // inputs, inputs, outputs, x.dtype.itemsize) if learns else -1
+    if limit >= 0:
+        bits = _bits_for(x)
+        found = _count(module, x, limit, bits)
+        if found >= 0:
+            return torch.ops.spiking.event_linear(x, weight, bias, bits, bool(found & 1), True)
+    return tf.linear(x, weight, bias)
+
+
+def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
+    """y by the event-driven CUDA kernel; None where the dense product is taken (cuda/event.py says why)."""
+    learns = _learns(x, weight, bias)
+    if not _plain(x) or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None:
+        return None
+    panels = _packed(None, _panels_of(None, weight), weight)
+    return None if panels is None else cuda_event.linear(x, panels, bias, weight.shape[0])
+
+
+def linear_neurons(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    params: Tensor | None,
+    inner: int,
+    rule: list[int],
+    numbers: list[float],
+) -> tuple[Tensor, Tensor] | None:
+    """A linear layer and the neurons after it in one kernel: x [T, B, in] -> (spikes [T, B, out], last state); None where there is none.
+
+    `params`, `inner`, `rule` and `numbers` are those of `ops.integrate`.
+    """
+    mode = driven.mode()
+    if mode == "never" or not cuda_event.here(x) or not _plain(x):
+        return None
+    if any(t is not None and t.device != x.device for t in (bias, state, params)):
+        return None
+    learns = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias, state, params)
+    )
+    if cuda_event.why_dense(x, weight, learns=learns, always=mode == "always", neurons=True) is not None:
+        return None
+    panels = _packed(None, _panels_of(None, weight), weight)
+    if panels is None:
+        return None
+    return cuda_event.neurons(x, panels, bias, weight.shape[0], state, params, inner, rule, numbers)
+
+
+def _learns(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        weight.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether x is memory that kernels may read now: no fake tensor, no transform, no mode that wants to see the operators."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
