@@ -55,7 +55,7 @@ class Costs:
 class Prices:
     """Prices of operations and words on one chip at one precision, in joules; remembers which constants it gave.
 
-    `logic` scales operations to another node; words keep their price, but their lower bound falls as far as logic does.
+    `logic` scales operations to another node; words keep their price, since memory does not scale as logic does.
     """
 
     def __init__(self, chip: Hardware, precision: str, logic: Interval = _ONE) -> None:
@@ -108,7 +108,7 @@ class Prices:
             return Interval(c.low, c.value, c.high) * bits, c.group
         access, group = self._access(capacity)
         return Interval(
-            bits / 64 * access.low * (1 if group == "dram" else min(1.0, self.logic.low)),
+            bits / 64 * access.low,
             math.ceil(bits / 32) / 2 * access.nominal,
             math.ceil(bits / 64) * access.high,
         ), group
@@ -144,7 +144,7 @@ class Prices:
         """Price and group of a read or a write of an accumulator."""
         price, group = self.word(row.n_outputs * self.bits / 8, self.bits)
         if "register_bit" in self.chip.constants:
-            register = self.constant("register_bit").low * self.bits * self.logic.low
+            register = self.constant("register_bit").low * self.bits
             price = price._replace(low=min(price.low, register))
         return price, group
 
@@ -153,7 +153,12 @@ class Prices:
         if "memory_bit" in self.chip.constants:
             return self.word(0, 1)
         c = self.constant("sram_8KiB")
-        return Interval(c.low * min(1.0, self.logic.low), c.value, c.high) * (1 / 64), c.group
+        return Interval(c.low, c.value, c.high) * (1 / 64), c.group
+
+
+def on_host(accounting: str) -> str:
+    """The accounting of what runs beside hardware whose prices contain memory: its own memory, too."""
+    return accounting if accounting == "published" else "with-memory"
 
 
 def host_prices(chip: Hardware, precision: str) -> Prices:

@@ -330,7 +330,8 @@ def _ann(
         return event.ann_cost(trace, chip, precision, accounting, passes)
     if chip.kind in ("crossbar", "macro") and precision == "int8":
         return crossbar.ann_cost(trace, chip, accounting, passes, bits or 8, options.adc, options.adc_bits)
-    return digital.ann_cost(trace, host_prices(chip, precision), accounting, passes, bits, options.ann_zeros)
+    host = host_prices(chip, precision)
+    return digital.ann_cost(trace, host, digital.on_host(accounting), passes, bits, options.ann_zeros)
 
 
 def _twins(found: Estimate, draws: np.ndarray) -> list[Twin]:
@@ -459,7 +460,9 @@ def _bootstrap(trace: EventTrace, terms: Sequence[Term], seed: int) -> Interval:
     energies = sample_energies(trace, terms)
     rng = np.random.default_rng(seed)
     n = len(energies)
-    means = np.array([energies[rng.integers(0, n, n)].mean() for _ in range(_RESAMPLES)])
+    at_once = max(1, min(_RESAMPLES, 2**20 // n))
+    chunks = [min(at_once, _RESAMPLES - start) for start in range(0, _RESAMPLES, at_once)]
+    means = np.concatenate([energies[rng.integers(0, n, (k, n))].mean(1) for k in chunks])
     return Interval(float(np.quantile(means, 0.05)), float(energies.mean()), float(np.quantile(means, 0.95)))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from spiking.hw_models.digital import Costs, Prices, host_prices, row_terms
+from spiking.hw_models.digital import Costs, Prices, host_prices, on_host, row_terms
 from spiking.hw_models.hardware import Constant, Hardware
 from spiking.hw_models.intervals import Interval, Term
 
@@ -64,8 +64,8 @@ def synapse_terms(row: LayerTrace, prices: Prices, accounting: str, sparse: bool
 
 
 def host_terms(row: LayerTrace, host: Prices, accounting: str, reuse_static: bool) -> list[Term]:
-    """A layer that runs on the digital host."""
-    terms = row_terms(row, host, accounting, reuse_static)
+    """A layer that runs on the digital host, its memory included: the prices beside it contain theirs."""
+    terms = row_terms(row, host, on_host(accounting), reuse_static)
     return [term._replace(source="host") for term in terms]
 
 

@@ -20,6 +20,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,17 @@ def load(hardware: str | PathLike[str] | Hardware) -> Hardware:
             raise SpikingError(
                 f"hardware: got {text!r}; expected a .toml file or a known chip, such as {', '.join(near)}."
             )
-        path = _CHIPS / f"{text}.toml"
+        return _shipped(text)
+    return _read(path)
+
+
+@cache
+def _shipped(name: str) -> Hardware:
+    """A chip of the package, read once: every estimate needs its host and its twins again."""
+    return _read(_CHIPS / f"{name}.toml")
+
+
+def _read(path: Path) -> Hardware:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:

@@ -53,39 +53,38 @@ def table(found: Estimate) -> Table:
 def comparison(estimates: Sequence[Estimate]) -> Table:
     """One row per estimate, for `rich.print`: energy and its bounds, the fair twin, the ratio with its interval, latency.
 
-    The ratio's interval in brackets holds 90 % of the draws of the constants; `leakage` is its share of the energy.
+    "5 – 95 %" holds 90 % of the draws of the constants, of which the nominal ones may be an extreme; "break-even" is in
+    spikes per synapse and step. A dash: not known.
     """
+    from rich import box
     from rich.table import Table
 
-    out = Table(title="Energy per sample", title_justify="left")
-    for name, side in (
-        ("hardware", "left"),
-        ("accounting", "left"),
-        ("SNN", "right"),
-        ("low – high", "right"),
-        ("fair ANN", "right"),
-        ("SNN / fair ANN", "right"),
-        ("[5 %, 95 %]", "right"),
-        ("break-even", "right"),
-        ("latency", "right"),
-        ("leakage", "right"),
-    ):
-        out.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    out = Table(title="Energy per sample", title_justify="left", box=box.SIMPLE)
+    first = [
+        name
+        for name, values in (
+            ("hardware", {e.hardware.name for e in estimates}),
+            ("accounting", {e.accounting for e in estimates}),
+        )
+        if len(values) > 1 or len(estimates) == 1
+    ]
+    for name in first:
+        out.add_column(name, no_wrap=True)
+    for name in ("SNN", "low – high", "fair ANN", "SNN / ANN", "5 – 95 %", "break-even", "latency"):
+        out.add_column(name, justify="right")
     for e in estimates:
         fair = e.fair
-        leakage = e.by_source["leakage"] / e.energy.nominal if e.energy.nominal else 0.0
-        out.add_row(
-            e.hardware.name,
-            e.accounting,
+        cells = (
             si(e.energy.nominal, "J"),
             span(e.energy, "J"),
-            "" if fair is None else f"{si(fair.energy.nominal, 'J')} ({fair.name})",
+            "" if fair is None else f"{si(fair.energy.nominal, 'J')} {fair.name}",
             "" if fair is None else figure(fair.ratio.nominal),
             "" if fair is None else span(fair.ratio_drawn),
             "" if fair is None else _rate(fair.break_even),
-            "not known" if e.latency is None else si(e.latency.nominal, "s"),
-            f"{leakage:.0%}" if e.by_source["leakage"] else "not known",
+            "–" if e.latency is None else si(e.latency.nominal, "s"),
         )
+        heads = {"hardware": e.hardware.name, "accounting": e.accounting}
+        out.add_row(*(heads[name] for name in first), *(cell.replace(" ", "\u00a0") for cell in cells))
     return out
 
 
@@ -103,17 +102,22 @@ def verification(checks: Sequence[Check]) -> Table:
 
 
 def span(interval: Interval, unit: str = "") -> str:
-    """low – high, or "not known" for an interval without width."""
+    """low – high in one unit, or a dash for an interval without width."""
     if not interval.known:
-        return "not known"
+        return "–"
     low, high = (si(v, unit) if unit else figure(v) for v in (interval.low, interval.high))
+    if unit and low.split()[-1] == high.split()[-1]:
+        low = low.split()[0]
     return f"{low} – {high}"
 
 
 def _rate(interval: Interval | None) -> str:
+    """Spikes per synapse and step."""
     if interval is None:
-        return "not known"
-    return f"{interval.nominal:.1%}" if interval.nominal > 0 else "never"
+        return "–"
+    if interval.nominal <= 0:
+        return "never"
+    return f"{interval.nominal:.1%}" if interval.nominal < 1 else "always"
 
 
 def printable(text: str) -> str:

@@ -69,29 +69,27 @@ def counted(
 ) -> EventTrace:
     """A trace that has nothing but these counts: `ac` events of spikes, `mac` operations of an analogue operand."""
     rows = []
-    one = {"in_shape": (1,), "out_shape": (1,), "n_steps": n_steps, "weight_shape": (1, 1)}
     calls = np.full(n_steps, n_samples, np.int64)
 
     def spread(total: int) -> np.ndarray:
         return np.bincount(np.arange(total % n_steps), minlength=n_steps).astype(np.int64) + total // n_steps
 
-    if mac:
-        row = LayerTrace("analogue", "", "linear", **one, dense=mac, dense_padded=mac, levels=Levels(None))
-        row.counts["in_numel"] = calls
-        rows.append(row)
-    if ac or dense:
+    def weights(name: str, connections: int, levels: Levels) -> LayerTrace:
         row = LayerTrace(
-            "spikes", "", "linear", **one, dense=dense or ac, dense_padded=dense or ac, levels=Levels((1.0,))
+            name, "", "linear", (1,), (1,), n_steps, (1, 1), dense=connections, dense_padded=connections, levels=levels
         )
-        row.counts["in_numel"], row.counts["syn"], row.counts["in_nnz"] = calls, spread(ac), calls
+        row.counts["in_numel"] = calls
+        return row
+
+    if mac:
+        rows.append(weights("analogue", mac, Levels(None)))
+    if ac or dense:
+        row = weights("spikes", dense or ac, Levels((1.0,)))
+        row.counts["syn"], row.counts["in_nnz"] = spread(ac), calls
         rows.append(row)
     if updates:
-        facts = {
-            **one,
-            "in_shape": (updates // (n_steps * n_samples),),
-            "out_shape": (updates // (n_steps * n_samples),),
-        }
-        row = LayerTrace("neurons", "IF", "neuron", **{**facts, "weight_shape": ()}, neuron={"type": "IF"})
+        shape = (updates // (n_steps * n_samples),)
+        row = LayerTrace("neurons", "IF", "neuron", shape, shape, n_steps, neuron={"type": "IF"})
         row.counts["updates"] = spread(updates)
         rows.append(row)
     return EventTrace(n_steps=n_steps, n_samples=n_samples, layers=rows)

@@ -177,7 +177,7 @@ class LayerTrace:
     def ac(self) -> np.ndarray:
         """Accumulates per step: one per synaptic operation where the operand is spikes, signed or scaled spikes."""
         if self.kind == "matmul":
-            sides = tuple(_are_spikes(levels) for levels in (self.levels, self.levels_right))
+            sides = _are_spikes(self.levels), _are_spikes(self.levels_right)
             name = {(True, True): "and_ops", (True, False): "syn", (False, True): "syn_eff"}.get(sides)
             return self.counts[name] if name else np.zeros(self.n_steps, np.int64)
         spikes = self.is_weight_layer and self.operand_class not in ("graded", "analogue")
