@@ -322,7 +322,7 @@ def _from_compiled(found: counting.Counted, x: Tensor) -> OperandCounts:
     if found.levels is None:
         levels = [_SPIKES if n else _NO_LEVELS for n in nnz.sum(1)]
     else:
-        levels = [_known_levels(*met) or _levels(step) for met, step in zip(found.levels, x, strict=True)]
+        levels = [_known_levels(*met) or levels_of(step) for met, step in zip(found.levels, x, strict=True)]
     repeated = bool((nnz == nnz[0]).all()) and _repeats(x)  # equal steps have equal counts: a look that costs nothing
     abs_sum = found.magnitude.reshape(steps, batch).sum(1)
     return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated)
