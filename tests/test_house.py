@@ -50,6 +50,7 @@ LEAVES = {"errors", "surrogate"}  # anybody may import them; they import nothing
 PARTS = {
     "_recorder": "trace",
     "_counters": "trace",
+    "_peers": "trace",
     "_tracefile": "trace",
 }  # private modules, by the room that they belong to
 ONLY = {  # rooms that may import less than the rows below them

@@ -83,7 +83,7 @@ def energy(
     if as_json:
         content = document(estimates)
         for entry, e in zip(content["estimates"], estimates):
-            entry["file"] = str(files[traces.index(e.trace)])
+            entry["file"] = str(next(file for file, trace in zip(files, traces) if trace is e.trace))
         if len(files) == 2:
             content["comparison"] = _comparisons(estimates)
         if refused:
