@@ -2,6 +2,7 @@
 
 from spiking.hw_models._checks import EnergyWarning, check_claim
 from spiking.hw_models.energy import Estimate, Twin, compare, estimate, ratio
+from spiking.hw_models.figures import figures, save_figures
 from spiking.hw_models.hardware import Constant, Hardware, available, load
 from spiking.hw_models.intervals import Interval
 from spiking.hw_models.mapping import Placement, place
@@ -33,12 +34,14 @@ __all__ = [
     "energy_loss",
     "estimate",
     "figure",
+    "figures",
     "load",
     "neurobench",
     "place",
     "quantize",
     "ratio",
     "report",
+    "save_figures",
     "si",
     "table",
     "verify",

@@ -70,7 +70,8 @@ class Twin:
     """A conventional network of the same shape, and what the spiking network is to it.
 
     `name`: "q3" has activations of 3 bits, "int8" and "fp32" are whole networks of that precision. `ratio` is SNN over
-    twin, with its bounds; `ratio_drawn` the 5, 50 and 95 % points of the Monte Carlo draws. `break_even`: the spikes per
+    twin, with its bounds; `ratio_drawn` the 5, 50 and 95 % points of the Monte Carlo draws, `ratio_sampling` 5 and 95 % of
+    a bootstrap over the recorded samples with nominal constants. `break_even`: the spikes per
     synapse and step at which both cost the same, None where the trace has no spikes; below 0 no rate breaks even.
     """
 
@@ -79,6 +80,7 @@ class Twin:
     energy: Interval
     ratio: Interval
     ratio_drawn: Interval
+    ratio_sampling: Interval
     break_even: Interval | None
     constants: list[Constant] = field(repr=False)
     terms: list[Term] = field(default_factory=list, repr=False)
@@ -174,8 +176,10 @@ class Estimate:
         return {name: self if name == self.accounting else reprice(self, name) for name in ACCOUNTINGS}
 
     def summary(self) -> str:
-        """The answer in one line: the ratio, both intervals, and the number of warnings."""
-        r, s = self.ratio, self.ratio_sampling
+        """The answer in one line: the ratio against the fair twin, both intervals, and the number of warnings."""
+        twin = self.fair
+        name = "ANN of the same precision" if twin is None else twin.title
+        r, s = (self.ratio, self.ratio_sampling) if twin is None else (twin.ratio, twin.ratio_sampling)
         constants = (
             f"{figure(r.low)}–{figure(r.high)} over the constants" if r.known else "constants without a known interval"
         )
@@ -185,7 +189,7 @@ class Estimate:
             else "1 sample"
         )
         n = len(self.warnings)
-        return f"SNN/ANN energy {figure(r.nominal)} ({constants}; {inputs}); {n} warning{'s' * (n != 1)}"
+        return f"SNN/ANN energy {figure(r.nominal)} ({name}; {constants}; {inputs}); {n} warning{'s' * (n != 1)}"
 
 
 def estimate(
@@ -349,13 +353,15 @@ def _twins(found: Estimate, draws: np.ndarray) -> list[Twin]:
             continue
         costs = _ann(trace, chip, precision, found.accounting, found.ann_steps, found.options, width)
         terms = [*costs.terms, *(costs.leakage() if found.accounting != "published" else ())]
+        energy = total(terms)
         twins.append(
             Twin(
                 name=name,
                 title=title,
-                energy=total(terms),
+                energy=energy,
                 ratio=ratio_of(found.terms, terms),
                 ratio_drawn=_quotient(draws, drawn(terms, found.seed)),
+                ratio_sampling=found.sampling * (1 / energy.nominal if energy.nominal else math.nan),
                 break_even=_break_even(found, terms),
                 constants=costs.used,
                 terms=terms,
@@ -364,14 +370,23 @@ def _twins(found: Estimate, draws: np.ndarray) -> list[Twin]:
     return twins
 
 
+def by_rate(found: Estimate) -> tuple[list[Term], list[Term]]:
+    """(terms that scale with the rate of the spikes, all others); none scale where the trace has no spikes."""
+    analogue = {row.name for row in found.trace.layers if row.operand_class == "analogue" and row.is_weight_layer}
+    active: list[Term] = []
+    fixed: list[Term] = []
+    for t in found.terms:
+        scales = found.spike_rate and t.follows in ("syn", "mac", "spikes") and t.layer not in analogue
+        (active if scales else fixed).append(t)
+    return active, fixed
+
+
 def _break_even(found: Estimate, twin: Sequence[Term]) -> Interval | None:
     """Spikes per synapse and step at which both networks cost the same: what follows spikes scales with their rate."""
-    analogue = {row.name for row in found.trace.layers if row.operand_class == "analogue" and row.is_weight_layer}
-    active = [t for t in found.terms if t.follows in ("syn", "mac", "spikes") and t.layer not in analogue]
-    if not found.spike_rate or not any(t.amount for t in active):
+    active, fixed = by_rate(found)
+    if not any(t.amount for t in active):
         return None
-    fixed = {id(t) for t in active}
-    margin = [*twin, *(t._replace(amount=-t.amount) for t in found.terms if id(t) not in fixed)]
+    margin = [*twin, *(t._replace(amount=-t.amount) for t in fixed)]
     return ratio_of(margin, active) * found.spike_rate
 
 

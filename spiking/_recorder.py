@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from spiking import _counters as counters
+from spiking import _peers as peers
 from spiking._counters import Levels, OperandCounts
 from spiking.errors import SpikingError
 from spiking.trace import Events, EventTrace, LayerTrace, Recording, join_layer
@@ -80,6 +81,7 @@ class Recorder:
         events: bool,
         active_rows: bool,
         steps: int | None,
+        step_by_step: bool,
         data_id: str,
         seed: int | None,
         dt: float | None,
@@ -88,11 +90,17 @@ class Recorder:
             raise SpikingError(f"record: got {type(model).__name__}; expected a torch.nn.Module.")
         if keep_spikes < 0:
             raise SpikingError(f"record: got keep_spikes={keep_spikes}; expected a number of samples, 0 or more.")
+        if steps is not None and steps < 1:
+            raise SpikingError(f"record: got steps={steps}; expected 1 or more.")
+        if step_by_step and steps is None:
+            raise SpikingError("record: got step_by_step=True without steps; expected the number of steps of one pass.")
         self.model = model
         self.keep_spikes = keep_spikes
         self.events = events
         self.active_rows = active_rows
         self.stated_steps = steps
+        self.step_by_step = step_by_step
+        self.batch_first = any(peers.batch_first(module) for module in model.modules())
         self.trace = EventTrace(
             model_name=type(model).__name__,
             data_id=data_id,
@@ -130,7 +138,12 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self._operations.stop()
+        call = self._call
         self._reset()
+        if call and kind is None:
+            raise SpikingError(
+                f"record: got {call} steps of the last pass; expected {self.stated_steps}. Call the model once per step."
+            )
 
     # one forward pass of the model
 
@@ -139,27 +152,60 @@ class Recorder:
         self._calls: dict[str, int] = {}
         self._producers: dict[int, Producer] = {}
         self._kept: dict[str, list[Tensor]] = {}
-        self._steps = self._batch = 0
-        self._input: Tensor | None = None
+        self._steps = self._batch = self._call = 0
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._reset()
+        if not self._call:
+            self._reset()
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         if x is None or x.ndim == 0 or x.layout != torch.strided:
             raise SpikingError(f"record: {type(model).__name__} was called without a dense tensor; expected [T, B, …].")
-        self._input = x.detach()
         self._produced(x, INPUT)
         self._operations.start()
         steps = self.stated_steps
-        if steps is None:
+        if self.step_by_step:
+            assert steps is not None
+            if self._call and x.shape[0] != self._batch:
+                raise SpikingError(
+                    f"record: step {self._call + 1}: got {x.shape[0]} samples after {self._batch} in the step before; "
+                    f"expected one number in all {steps} steps of a pass."
+                )
+            self._steps, self._batch = steps, x.shape[0]
+        elif self.batch_first:
+            self._steps, self._batch = self._batch_and_steps(x)[::-1]
+        elif steps is None:
             time_first = x.is_floating_point() or x.ndim != 2  # token indices [B, T] are the exception
             self._steps, self._batch = _first_two(x) if time_first else (x.shape[1], x.shape[0])
         else:
             self._steps = steps
             self._batch = x.shape[1] if x.ndim > 1 and x.shape[0] == steps and x.is_floating_point() else x.shape[0]
+        if self.keep_spikes:
+            self._inputs.append(x.detach().clone() if self.step_by_step else x.detach())
+
+    def _batch_and_steps(self, x: Tensor) -> tuple[int, int]:
+        """(B, T) of the input of a model whose neurons take [B, T, *], or [B·T, *] where they unfold it themselves."""
+        steps = self.stated_steps
+        for module in self.model.modules() if steps is None else ():
+            if "Squeeze" in type(module).__name__ and peers.batch_first(module):
+                known, batch = getattr(module, "num_timesteps", -1) or -1, getattr(module, "batch_size", -1) or -1
+                steps = known if known > 0 else x.shape[0] // batch if batch > 0 and x.shape[0] != batch else None
+                break
+        if steps is None or (x.ndim > 1 and x.shape[1] == steps) or x.shape[0] % steps:
+            return _first_two(x)
+        return x.shape[0] // steps, steps
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         self._operations.stop()
+        if isinstance(out, tuple | list):
+            out = next((v for v in out if isinstance(v, Tensor)), None)
+        if self.keep_spikes and isinstance(out, Tensor):
+            self._outputs.append(out.detach().float())
+        if self.step_by_step:
+            self._call += 1
+            if self._call < self._steps:
+                return
         if not self._passes:
             raise SpikingError(f"record: {type(model).__name__} has no layer that can be counted (weights or neurons).")
         if self.trace.n_steps and self.trace.n_steps != self._steps:
@@ -182,7 +228,7 @@ class Recorder:
         self.trace.n_steps = self._steps
         self.trace.n_samples += self._batch
         self._fold_norms()
-        self._keep(out)
+        self._keep()
         self._reset()
 
     def _finish(self, done: Pass) -> None:
@@ -212,20 +258,20 @@ class Recorder:
             if self._consumers.get(source) == {row.name} and source != INPUT and self.trace[source].is_weight_layer:
                 row.folded_into = source
 
-    def _keep(self, out: Any) -> None:
+    def _keep(self) -> None:
         missing = self.keep_spikes - len(self.trace.recordings)
-        if missing <= 0 or self._input is None:
+        if missing <= 0 or not self._inputs:
             return
-        if isinstance(out, tuple | list):
-            out = next((v for v in out if isinstance(v, Tensor)), None)
         lead = (self._steps, self._batch)
         kept = {name: torch.cat(parts) for name, parts in self._kept.items()}
+        x = torch.stack(self._inputs) if self.step_by_step else self._time_first(self._inputs[0])
+        o = None
+        if self._outputs:
+            o = torch.stack(self._outputs) if self.step_by_step else self._time_first(self._outputs[0])
         for b in range(min(missing, self._batch)):
-            x = self._input
             shown = x[:, b] if tuple(x.shape[:2]) == lead else x[b : b + 1]
             answer = None
-            if isinstance(out, Tensor):
-                o = out.detach().float()
+            if o is not None:
                 answer = o[:, b] if tuple(o.shape[:2]) == lead else o[b] if o.shape[0] == self._batch else None
             self.trace.recordings.append(
                 Recording(
@@ -253,9 +299,21 @@ class Recorder:
 
     # shapes
 
+    def _time_first(self, x: Tensor) -> Tensor:
+        """[T, B, *] of [B, T, *] or [B·T, *], if the model's neurons have the batch first; else x."""
+        lead = (self._batch, self._steps)
+        if self.batch_first and tuple(x.shape[:2]) == lead:
+            return x.transpose(0, 1).contiguous()
+        if self.batch_first and x.shape[0] == math.prod(lead):
+            return x.reshape(*lead, *x.shape[1:]).transpose(0, 1).contiguous()
+        return x
+
     def sequence(self, x: Tensor, name: str, feature_dims: int) -> Tensor:
         """x as [t, B, *]: the whole sequence, a part of it, or one step."""
         lead = (self._steps, self._batch)
+        if self.step_by_step and x.ndim > feature_dims and x.shape[0] == self._batch:
+            return x.unsqueeze(0)
+        x = self._time_first(x)
         if x.ndim >= feature_dims + 2 and tuple(x.shape[:2]) == lead:
             return x
         if x.ndim > feature_dims and x.shape[0] == self._steps * self._batch:
@@ -415,6 +473,9 @@ class Recorder:
     def neuron(self, name: str, layer: Any, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
         """One call of a neuron layer, [T, B, *] → [T, B, *]; `before` are the spikes that precede a recurrent one."""
         current, spikes = x.detach(), y.detach()
+        theirs = peers.is_neuron(layer)
+        if theirs:
+            current, spikes = self.sequence(current, name, 1), self.sequence(spikes, name, 1)
         steps_here, batch = _first_two(current)
         fits = batch == self._batch and steps_here <= self._steps
         if not fits and self._passes:
@@ -425,7 +486,7 @@ class Recorder:
         if not fits:
             self._steps, self._batch = steps_here, batch
         shape = tuple(spikes.shape[2:])
-        recurrent = recurrent_weights(layer)
+        recurrent = None if theirs else recurrent_weights(layer)
         if recurrent is not None:
             first = torch.zeros_like(spikes[:1]) if before is None else before.detach().unsqueeze(0)
             previous = torch.cat([first, spikes[:-1]])
@@ -443,7 +504,7 @@ class Recorder:
                 shape,
                 shape,
                 self._steps,
-                neuron=describe(layer),
+                neuron=peers.describe(name, layer) if theirs else describe(layer),
                 params=sum(p.numel() for p in layer.parameters(recurse=recurrent is None)),
                 spike_count=np.zeros(math.prod(shape), np.int64),
             ),
@@ -682,7 +743,7 @@ def _observed(model: nn.Module) -> list[tuple[str, nn.Module, Observe]]:
 def _observer(module: nn.Module) -> Observe | None:
     if counters.layer_kind(module) is not None:
         return Recorder.weights
-    if is_neuron(module):
+    if is_neuron(module) or peers.is_neuron(module):
         return Recorder.neuron
     if pool_dims(module):
         return Recorder.pool

@@ -411,6 +411,7 @@ def record(
     events: bool = False,
     active_rows: bool = False,
     steps: int | None = None,
+    step_by_step: bool = False,
     data_id: str = "",
     seed: int | None = None,
     dt: float | None = None,
@@ -422,12 +423,15 @@ def record(
     the model stay as they are, bit for bit; several passes of the same number of steps are joined.
 
     Shapes: the model's first argument is [T, B, *]. A layer may get [T, B, *], [T·B, *], or one step [B, *] at a time.
-    `steps` states T for a model whose input has no time axis (it repeats or encodes its input itself).
+    `steps` states T for a model whose input has no time axis (it repeats or encodes its input itself). With
+    `step_by_step=True` the loop over time lies outside of the model: each call is one step [B, *], and `steps` calls make one
+    pass. Neurons of snnTorch, SpikingJelly, Norse and sinabs are known by name; models with sinabs neurons take [B, T, *].
     `keep_spikes` keeps the input, spikes and output of that many first samples in `trace.recordings`.
     `events` keeps where every spike was, which the latency of a mesh needs; 12 bytes a spike. `active_rows` counts the row
     blocks of memory arrays that hold a spike, which is slow for convolutions.
     Units: dt in seconds per step.
-    Errors: SpikingError naming the layer, if an operand holds NaN or Inf, or its shape fits none of the three.
+    Errors: SpikingError naming the layer, if an operand holds NaN or Inf, its shape fits none of the three, or a neuron of
+    another library is not known; SpikingError if a pass ends before its last step.
 
     >>> import torch, spiking
     >>> model = torch.nn.Conv2d(1, 2, 3, padding=1)
@@ -444,6 +448,7 @@ def record(
         events=events,
         active_rows=active_rows,
         steps=steps,
+        step_by_step=step_by_step,
         data_id=data_id,
         seed=seed,
         dt=dt,

@@ -65,6 +65,19 @@ def test_precision_shows_accuracy_and_energy_side_by_side(monkeypatch, capsys):
     assert all("of 50)" in line and line.count("J ") == 2 for line in lines[3:])
 
 
+def test_energy_claims_tells_the_accountings_apart_in_one_table(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "energy_claims.py", "--quick")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    found = {row[0]: row for row in rows if row[0]}
+    assert set(found) == {"SpikeGPT-like", "IIR-like", "N-MNIST, SIMULATED"}
+    for name, row in found.items():
+        papers, operations, memory, fair = (float(cell) for cell in row[3:7])
+        assert papers < operations <= memory < fair, name
+    assert float(found["SpikeGPT-like"][4]) == pytest.approx(1, abs=0.01)  # all its products read real numbers
+    assert "W01" in found["SpikeGPT-like"][8]
+    assert "W04" in found["IIR-like"][8]
+
+
 @pytest.mark.slow
 def test_train_nmnist_has_the_commands_result(monkeypatch, capsys, tmp_path):
     out = run(monkeypatch, capsys, "train_nmnist.py", "--epochs", "2")

@@ -41,6 +41,9 @@ def energy(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML page (and as JSON).")
     ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="Write the figures as PNG and SVG into a folder.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report's content as JSON instead of a table.")
     ] = False,
@@ -55,8 +58,8 @@ def energy(
     if verify:
         _verify(as_json)
         return
-    from spiking.hw_models import available, report
-    from spiking.hw_models.report import document
+    from spiking.hw_models import available, report, save_figures
+    from spiking.hw_models.document import document
     from spiking.trace import EventTrace
 
     if not files or len(files) > 2:
@@ -73,7 +76,10 @@ def energy(
     }
     estimates, refused = _estimates(traces, names, options)
     if html is not None:
-        report(estimates, html)
+        labels = [str(files[traces.index(e.trace)]) for e in estimates] if len(files) == 2 else ()
+        report(estimates, html, labels=labels)
+    if pictures is not None:
+        save_figures(estimates[:: len(files)], pictures)
     if as_json:
         content = document(estimates)
         for entry, e in zip(content["estimates"], estimates):
@@ -84,7 +90,10 @@ def energy(
             content["refused"] = refused
         typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
         return
-    _print(estimates, refused, [str(f) for f in files], html)
+    _print(estimates, refused, [str(f) for f in files])
+    for what, path in (("report", html), ("figures", pictures)):
+        if path is not None:
+            typer.echo(f"{what}: {path}")
 
 
 def _estimates(
@@ -160,7 +169,7 @@ def _verify(as_json: bool) -> None:
         )
 
 
-def _print(estimates: list[Estimate], refused: dict[str, str], files: list[str], html: Path | None) -> None:
+def _print(estimates: list[Estimate], refused: dict[str, str], files: list[str]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -185,8 +194,6 @@ def _print(estimates: list[Estimate], refused: dict[str, str], files: list[str],
             r = row["ratio"]
             text = f"{files[0]} / {files[1]} on {row['hardware']}: {figure(r['nominal'])} "
             console.print(Text(printable(f"{text}[{figure(r['low'])}, {figure(r['high'])}]"), style="bold"))
-    if html is not None:
-        console.print(Text(f"report: {html}"))
 
 
 def _one(found: Estimate, console: Console) -> None:

@@ -568,10 +568,11 @@ def test_compare_prices_one_trace_on_each_chip(traces, leaky):
 
 def test_summaries_say_both_intervals(traces):
     text = hw_models.estimate(traces["mlp"], precision="int32", accuracy=0.9).summary()
-    assert text.startswith("SNN/ANN energy 0.")
+    assert text.startswith("SNN/ANN energy 3.69 (ANN, int32 weights, 3-bit activations; ")
     assert "over the constants; " in text
     assert "over 2 samples" in text
-    assert "constants without a known interval" in hw_models.estimate(traces["mlp"]).summary()
+    unknown = hw_models.estimate(traces["mlp"], "arm")
+    assert "constants without a known interval" in unknown.summary()
 
 
 # twins, draws, other hardware
