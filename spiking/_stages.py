@@ -124,7 +124,7 @@ class Group:
     neuron: Any = None
     flat: bool = False  # whether a Flatten came after the weights or the pooling
 
-    def takes(self, role: str) -> bool:
+    def takes(self, role: str, layer: Any) -> bool:
         """Whether a layer may join this stage."""
         if self.neuron is not None:
             return False
@@ -136,6 +136,8 @@ class Group:
             return self.pool is None and fits
         if role == "max":
             return self.pool is None and not self.flat
+        if isinstance(layer, Recurrent):  # needs whole vectors of currents, as a linear layer makes them
+            return self.pool is None and not isinstance(self.weight, Conv2d)
         return True
 
     def add(self, role: str, layer: Any, shape: Sequence[int]) -> None:
@@ -174,10 +176,10 @@ def groups_of(layers: Sequence[tuple[str, Any, tuple[int, ...]]]) -> list[Group]
     for role, layer, shape in layers:
         if role == "gone":
             continue
-        if not groups or not groups[-1].takes(role):
+        if not groups or not groups[-1].takes(role, layer):
             groups.append(Group())
         groups[-1].add(role, layer, shape)
-    return groups
+    return groups or [Group()]
 
 
 @dataclass
@@ -250,7 +252,7 @@ def fold_link(group: Group, given: Layout, dtype: torch.dtype) -> Link:
     source = np.where(given.place >= 0, where[np.maximum(given.place, 0)], -1)  # row -> input of the weights
     if weight is None and not isinstance(group.neuron, Recurrent):
         return _direct(silence, gain, source, given, dtype)
-    if weight is None:  # a recurrent neuron needs whole vectors of currents
+    if weight is None:
         return _matrix(torch.diag(gain.flatten()), silence, source, dtype)
     if isinstance(weight, Conv2d):
         kernel, stride, pads = _widened(weight, gain[:, 0, 0], tail)

@@ -6,7 +6,10 @@ threshold; those that do are counted.
 
 import copy
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -238,6 +241,96 @@ def test_every_level_equals_the_plain_model(level, name):
             same(spiking.compile_events(model, x)(x), model(x))
 
 
+@st.composite
+def chains(draw):
+    """Any sequence of layers that fits the shapes, over images first and features then."""
+    channels, side = draw(st.integers(1, 3)), draw(st.integers(4, 9))
+    image, layers = (channels, side, side + draw(st.integers(0, 2))), []
+    for _ in range(draw(st.integers(0, 6))):
+        kind = draw(st.sampled_from(["conv", "norm", "avg", "max", "neuron", "dropout"]))
+        size, step, small = draw(st.integers(1, 3)), draw(st.integers(1, 2)), min(side, 3)
+        if kind == "conv":
+            groups = draw(st.sampled_from([1, 1, channels]))
+            out = groups * draw(st.integers(1, 9))
+            options = {"stride": step, "padding": draw(st.integers(0, 2)), "dilation": draw(st.integers(1, 2))}
+            layers.append(spiking.Conv2d(channels, out, size, groups=groups, bias=draw(st.booleans()), **options))
+            channels = out
+        elif kind == "norm":
+            layers.append(draw(st.sampled_from([spiking.BatchNorm2d, spiking.TDBatchNorm2d]))(channels))
+        elif kind == "avg":
+            layers.append(spiking.AvgPool2d(min(size, small), draw(st.sampled_from([None, step]))))
+        elif kind == "max":
+            layers.append(spiking.MaxPool2d(min(size, small), step, ceil_mode=draw(st.booleans())))
+        elif kind == "neuron":
+            layers.append(spiking.LIF(threshold=draw(st.floats(0.3, 1.2))))
+        else:
+            layers.append(spiking.Dropout(0.4))
+        with torch.no_grad():
+            try:
+                shape = spiking.Sequential(*layers).eval()(torch.zeros(1, 1, *image)).shape
+            except RuntimeError:  # the image has become too small for this layer
+                layers.pop()
+                channels = layers_out(layers, image)
+                continue
+        channels = shape[2]
+    if draw(st.booleans()):
+        features = int(spiking.Sequential(*layers).eval()(torch.zeros(1, 1, *image)).numel())
+        layers.append(spiking.Flatten())
+        for _ in range(draw(st.integers(0, 4))):
+            kind = draw(st.sampled_from(["linear", "norm", "neuron", "recurrent"]))
+            if kind == "linear":
+                out = draw(st.integers(1, 80))
+                layers.append(spiking.Linear(features, out, bias=draw(st.booleans())))
+                features = out
+            elif kind == "norm":
+                layers.append(spiking.BatchNorm1d(features))
+            elif kind == "neuron":
+                layers.append(spiking.LIF(threshold=draw(st.floats(0.3, 1.2))))
+            elif features < 100:
+                layers.append(spiking.Recurrent(spiking.LIF(), features))
+    return image, layers or [spiking.LIF()]
+
+
+def layers_out(layers, image):
+    with torch.no_grad():
+        return spiking.Sequential(*layers).eval()(torch.zeros(1, 1, *image)).shape[2]
+
+
+@given(chain=chains(), seed=st.integers(0, 9), density=st.sampled_from([0.05, 0.3, 0.8]))
+@settings(deadline=None, max_examples=60)
+def test_any_chain_of_layers_equals_the_plain_model(chain, seed, density):
+    torch.manual_seed(seed)
+    image, layers = chain
+    model = lively(spiking.Sequential(*layers).double())
+    compiled = check(model, spikes(5, 3, *image, density=density, seed=seed), fires=False)
+    assert "plain" not in compiled.report()
+
+
+def test_a_network_runs_as_it_stands_where_the_compiled_kernels_are_not_in_use(tmp_path):
+    code = """
+import torch, spiking
+model = spiking.Sequential(spiking.Linear(6, 3), spiking.LIF(beta=0.8)).eval()
+x = (torch.rand(5, 2, 6) < 0.5).float()
+network = spiking.compile_events(model, x)
+state = None
+with torch.no_grad():
+    for x_t in x:
+        y, state = network.step(x_t, state)
+    assert torch.equal(network(x), model(x)) and torch.equal(y, model(x)[-1])
+print(network.report())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | {"SPIKING_BACKEND": "reference"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reason = "the compiled kernels are not in use: SPIKING_BACKEND=reference"
+    assert done.stdout == f"plain      0 (Linear): {reason}\nplain      1 (LIF): {reason}\n"
+
+
 FLAGS = st.fixed_dictionaries(
     {
         "reset": st.sampled_from(["subtract", "zero", "none"]),
@@ -286,7 +379,7 @@ def neurons(draw, size=6):
 
 
 @given(neuron=neurons(), image=st.booleans(), seed=st.integers(0, 9), density=st.sampled_from([0.0, 0.05, 0.3, 1.0]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=50)
 def test_every_neuron_with_all_its_options_equals_the_plain_model(neuron, image, seed, density):
     torch.manual_seed(seed)
     layer = spiking.Conv2d(2, 6, 3) if image else spiking.Linear(20, 6)
@@ -296,7 +389,7 @@ def test_every_neuron_with_all_its_options_equals_the_plain_model(neuron, image,
 
 
 @given(neuron=neurons(5), bias=st.booleans(), first=st.booleans(), seed=st.integers(0, 9))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=25)
 def test_recurrent_layers_equal_the_plain_model(neuron, bias, first, seed):
     torch.manual_seed(seed)
     layers = [spiking.Recurrent(neuron, 5, bias=bias)]
@@ -889,7 +982,7 @@ def equal_states_within(found, expected):
 
 
 @given(neuron=neurons(6), seed=st.integers(0, 30), clip=st.booleans(), polarities=st.integers(1, 2), low=st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=50)
 def test_events_with_long_gaps_give_what_their_frames_give(neuron, seed, clip, polarities, low):
     torch.manual_seed(seed)
     model = spiking.Sequential(

@@ -143,7 +143,9 @@ void spread(const EngineStage& st, const Signal<T>& in, T* currents) {
 }
 
 template <class T>
-void copy(const T* from, T* to, i64 n) { __builtin_memcpy(to, from, u64(n) * sizeof(T)); }
+void copy(const T* from, T* to, i64 n) {
+    if (n > 0) __builtin_memcpy(to, from, u64(n) * sizeof(T));
+}
 
 template <class T>
 void clear(T* to, i64 n) { __builtin_memset(to, 0, u64(n) * sizeof(T)); }
