@@ -9,7 +9,7 @@ zero, so it is not computed there (`spiking::event_input_grad`).
 Weights are read in panels (cpu/event_linear_api.h). They live as long as their weight and are made anew when its version counter, its
 memory, or one of a few weights that are looked at has changed: an optimiser step, load_state_dict and in-place edits are always seen;
 edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) in weights up to 32 KB, in larger ones only where they touch
-one of those few.
+one of those few. On CUDA, where panels are a transposed copy (cuda/event.py), memory is not looked at, and hidden edits call for `release`.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class _Panels:
 _known: dict[int, _Panels] = {}
 
 
-def _panels_of(module: Any, weight: Tensor) -> _Panels:
-    """The entry of a weight as it is now; its panels may still have to be made."""
+def _panels_of(module: Any, weight: Tensor, layout: Any = None) -> _Panels:
+    """The entry of a weight as it is now; its panels may still have to be made. `layout`: what else they depend on."""
     if not _keeps(weight):
         return _Panels(weight, (), None)
     key, address, strides = id(weight), weight.data_ptr(), weight.stride()
     # Memory of a device is not looked at: the host would have to wait for it.
     sample = 0 if module is None else module.event_sample(address, weight.numel() * weight.dtype.itemsize)
-    mark = (weight._version, address, strides, sample)
+    mark = (weight._version, address, strides, sample, layout)
     known = _known.get(key)
     if known is None or known.mark != mark or known.of() is not weight:
         known = _known[key] = _Panels(weight, mark, lambda dead: _forget(key, dead))
@@ -481,7 +481,11 @@ def _limit_of_new(x: Tensor, weight: Tensor, learns: bool) -> int:
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
     """y by the event-driven CUDA kernel; None where the dense product is taken (cuda/event.py says why)."""
     learns = _learns(x, weight, bias)
-    if not _plain(x) or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None:
+    if (
+        not _plain(x)
+        or not (always or _keeps(weight))
+        or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None
+    ):
         return None
     panels = _packed(None, _panels_of(None, weight), weight)
     return None if panels is None else cuda_event.linear(x, panels, bias, weight.shape[0])
@@ -502,7 +506,7 @@ def linear_neurons(
     `params`, `inner`, `rule` and `numbers` are those of `ops.integrate`.
     """
     mode = driven.mode()
-    if mode == "never" or not cuda_event.here(x) or not _plain(x):
+    if mode == "never" or not cuda_event.here(x) or not _plain(x) or not (mode == "always" or _keeps(weight)):
         return None
     if any(t is not None and t.device != x.device for t in (bias, state, params)):
         return None

@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from os import PathLike
@@ -20,17 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from spiking.hw_models.energy import ACCOUNTINGS, SOURCES, Estimate, Interval, figure, reprice, si
-from spiking.hw_models.hardware import MARKS
+from spiking.hw_models.energy import SOURCES, Estimate, reprice
+from spiking.hw_models.hardware import ACCOUNTINGS, MARKS
+from spiking.hw_models.intervals import Interval
+from spiking.hw_models.units import figure, si
 
 from spiking.errors import SpikingError
 from spiking.trace import EventTrace, Recording
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
 
-VERSION = "1.0"
+VERSION = "1.1"
 _HERE = Path(__file__).parent
 _MAX_PIXELS = 400_000
 _MAX_ROWS = 96
@@ -72,7 +72,7 @@ def report(
     if not found:
         raise SpikingError("report: got no estimates; expected at least one. Call hw_models.estimate first.")
     if accuracy is not None:
-        found = [_with_accuracy(e, accuracy) for e in found]
+        found = [reprice(e, e.accounting, accuracy) for e in found]
     page = Path(path)
     if page.suffix.lower() not in (".html", ".htm"):
         raise SpikingError(f"{page}: got the ending {page.suffix!r}; expected .html.")
@@ -84,20 +84,6 @@ def report(
     _write(page, text)
     _write(page.with_suffix(".json"), json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return content
-
-
-def _with_accuracy(found: Estimate, accuracy: float) -> Estimate:
-    from spiking.hw_models.energy import estimate
-
-    return estimate(
-        found.trace,
-        found.hardware,
-        precision=found.precision,
-        accounting=found.accounting,
-        accuracy=accuracy,
-        ann_steps=found.ann_steps,
-        reuse_static=found.reuse_static,
-    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -118,6 +104,7 @@ def document(
 ) -> dict[str, Any]:
     """The report's content as plain data; `report.schema.json` beside this file describes it."""
     trace = estimates[0].trace
+    priced = [e.accountings() for e in estimates]
     return {
         "schema": "spiking-report",
         "version": VERSION,
@@ -136,19 +123,20 @@ def document(
             "recorded_utc": trace.created,
             "software": trace.software,
         },
-        "estimates": [_estimate(e) for e in estimates],
+        "estimates": [_estimate(e, of) for e, of in zip(estimates, priced)],
         "activity": [_activity(row) for row in trace.neurons],
         "assumptions": _assumptions(estimates),
-        "constants": _constants(estimates),
-        "bibtex": _bibtex(estimates),
+        "constants": _constants(priced),
+        "bibtex": _bibtex(priced),
     }
 
 
 def _interval(i: Interval) -> dict[str, float | None]:
+    """A figure as plain data; null where it does not exist."""
     return {k: (None if math.isnan(v) else float(v)) for k, v in zip(("low", "nominal", "high"), i)}
 
 
-def _estimate(e: Estimate) -> dict[str, Any]:
+def _estimate(e: Estimate, priced: Mapping[str, Estimate]) -> dict[str, Any]:
     return {
         "hardware": e.hardware.name,
         "hardware_title": e.hardware.title,
@@ -160,7 +148,27 @@ def _estimate(e: Estimate) -> dict[str, Any]:
         "ratio": _interval(e.ratio),
         "sampling_J": _interval(e.sampling),
         "ratio_sampling": _interval(e.ratio_sampling),
-        "latency_s": e.latency,
+        "energy_drawn_J": _interval(e.energy_drawn),
+        "ratio_drawn": _interval(e.ratio_drawn),
+        "latency_s": None if e.latency is None else e.latency.nominal,
+        "latency_bounds_s": None if e.latency is None else _interval(e.latency),
+        "realtime_J": None if e.realtime is None else _interval(e.realtime),
+        "spike_rate": e.spike_rate,
+        "twins": [
+            {
+                "name": twin.name,
+                "title": twin.title,
+                "energy_J": _interval(twin.energy),
+                "ratio": _interval(twin.ratio),
+                "ratio_drawn": _interval(twin.ratio_drawn),
+                "break_even_rate": None if twin.break_even is None else _interval(twin.break_even),
+            }
+            for twin in e.twins
+        ],
+        "tornado_J": {name: list(ends) for name, ends in e.tornado.items()},
+        "variance_share": e.shares,
+        "cores": e.facts.get("cores"),
+        "arrays": e.facts.get("arrays"),
         "ann_steps": e.ann_steps,
         "by_source_J": e.by_source,
         "warnings": [{"code": w.code, "text": w.text} for w in e.warnings],
@@ -180,14 +188,13 @@ def _estimate(e: Estimate) -> dict[str, Any]:
             }
             for row in e.per_layer
         ],
-        "accountings": [_accounting(e, name) for name in ACCOUNTINGS],
+        "accountings": [_accounting(priced[name]) for name in ACCOUNTINGS],
     }
 
 
-def _accounting(e: Estimate, name: str) -> dict[str, Any]:
-    priced = e if e.accounting == name else reprice(e, name)
+def _accounting(priced: Estimate) -> dict[str, Any]:
     return {
-        "accounting": name,
+        "accounting": priced.accounting,
         "energy_J": _interval(priced.energy),
         "ann_J": _interval(priced.ann),
         "ratio": _interval(priced.ratio),
@@ -233,13 +240,14 @@ def _assumptions(estimates: Sequence[Estimate]) -> list[str]:
     return list(dict.fromkeys(text))
 
 
-def _constants(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
+def _constants(priced: Sequence[Mapping[str, Estimate]]) -> list[dict[str, Any]]:
+    """Every constant of the estimates and of their twins, under all accountings."""
     rows = {}
-    for e in estimates:
-        for name in ACCOUNTINGS:
-            for c in (e if name == e.accounting else reprice(e, name)).constants:
-                rows[e.hardware.name, c.name] = {
-                    "hardware": e.hardware.name,
+    for accountings in priced:
+        for e in accountings.values():
+            for c in (*e.constants, *(c for twin in e.twins for c in twin.constants)):
+                rows[c.chip, c.name] = {
+                    "hardware": c.chip,
                     "name": c.name,
                     "value": c.value / c.factor,
                     "low": c.low / c.factor,
@@ -254,10 +262,8 @@ def _constants(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _bibtex(estimates: Sequence[Estimate]) -> dict[str, str]:
-    keys = {key for row in _constants(estimates) for key in (row["source"], *row["bounds"])}
-    known = {k: v for e in estimates for k, v in e.hardware.sources.items()}
-    return {key: known[key] for key in sorted(keys)}
+def _bibtex(priced: Sequence[Mapping[str, Estimate]]) -> dict[str, str]:
+    return dict(sorted({key: text for of in priced for e in of.values() for key, text in e.sources.items()}.items()))
 
 
 # the page
@@ -473,46 +479,3 @@ def _data_url(image: Figure | bytes | str | PathLike[str], caption: str) -> str:
         if data.startswith(magic):
             return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     raise SpikingError(f"report: figure {caption!r}: got data that is no PNG, JPEG or GIF; expected one of these.")
-
-
-# the terminal
-
-
-def table(found: Estimate) -> Table:
-    """The per-layer table of an estimate, for `rich.print`."""
-    from rich.table import Table
-    from rich.text import Text
-
-    accounting = found.accounting
-    title = f"{found.hardware.title} · {found.precision} · {accounting} · per sample"
-    out = Table(title=title, title_justify="left", show_footer=True, footer_style="bold")
-    columns = (
-        ("layer", "left", "total"),
-        ("operand", "left", ""),
-        ("synops", "right", si(sum(r.syn for r in found.per_layer), "")),
-        ("MACs", "right", si(sum(r.mac for r in found.per_layer), "")),
-        ("spikes", "right", si(sum(r.spikes for r in found.per_layer), "")),
-        ("rate", "right", ""),
-        ("SNN", "right", si(found.energy.nominal, "J")),
-        ("ANN", "right", si(found.ann.nominal, "J")),
-    )
-    for name, side, footer in columns:
-        out.add_column(name, justify=side, footer=footer, no_wrap=name != "layer", overflow="fold")  # type: ignore[arg-type]
-    for row in found.per_layer:
-        neuron = row.kind == "neuron"
-        out.add_row(
-            Text(printable(row.name)),
-            row.operand_class,
-            "" if neuron else si(row.syn, ""),
-            "" if neuron else si(row.mac, ""),
-            si(row.spikes, "") if neuron else "",
-            f"{row.firing_rate:.3f}" if neuron else "",
-            si(row.energy.nominal, "J"),
-            si(row.ann.nominal, "J"),
-        )
-    return out
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which a terminal would obey."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", text)

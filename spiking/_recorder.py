@@ -7,7 +7,7 @@ import math
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 
 from spiking import _counters as counters
 from spiking._counters import Levels, OperandCounts
 from spiking.errors import SpikingError
-from spiking.trace import EventTrace, LayerTrace, Recording, join_layer
+from spiking.trace import Events, EventTrace, LayerTrace, Recording, join_layer
 
 INPUT = "(input)"
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -40,6 +41,7 @@ class Fans(NamedTuple):
     w_nnz: int
     w_abs_mean: float
     w_abs_max: float
+    row_abs_w: np.ndarray
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Pass:
     levels: list[Levels] = field(default_factory=list)
     syn: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [T, B]
     spikes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [T, B]
+    where: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # sample, step, index, value of every event
     first: Tensor | None = None  # operand of the first step while every later one equals it
     repeated: bool = True
 
@@ -70,7 +73,16 @@ class Recorder:
     """Context manager that attaches the hooks; entering it returns the trace that they fill."""
 
     def __init__(
-        self, model: nn.Module, *, keep_spikes: int, steps: int | None, data_id: str, seed: int | None, dt: float | None
+        self,
+        model: nn.Module,
+        *,
+        keep_spikes: int,
+        events: bool,
+        active_rows: bool,
+        steps: int | None,
+        data_id: str,
+        seed: int | None,
+        dt: float | None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SpikingError(f"record: got {type(model).__name__}; expected a torch.nn.Module.")
@@ -78,6 +90,8 @@ class Recorder:
             raise SpikingError(f"record: got keep_spikes={keep_spikes}; expected a number of samples, 0 or more.")
         self.model = model
         self.keep_spikes = keep_spikes
+        self.events = events
+        self.active_rows = active_rows
         self.stated_steps = steps
         self.trace = EventTrace(
             model_name=type(model).__name__,
@@ -91,15 +105,20 @@ class Recorder:
         self._fans: dict[tuple[str, tuple[int, ...]], tuple[int, Fans]] = {}
         self._windows: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._consumers: dict[str, set[str]] = {}
+        self._operations = Operations(self)
         self._reset()
 
     def __enter__(self) -> EventTrace:
         self.trace.model_hash = model_hash(self.model)
+        stated: Any = getattr(self.model, "precision", None)
+        if is_dataclass(stated) and not isinstance(stated, type):
+            self.trace.precision = {name: _plain(value) for name, value in asdict(stated).items()}
         first = next(self.model.parameters(), None)
         if first is not None:
             self.trace.dtype, self.trace.device = str(first.dtype).removeprefix("torch."), str(first.device)
         self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for name, module, observe in _observed(self.model):
+            self._handles.append(module.register_forward_pre_hook(self._operations.step_in))
             self._handles.append(module.register_forward_hook(_hook(observe, self, name), with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(self._end, with_kwargs=True))
         return self.trace
@@ -110,6 +129,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._operations.stop()
         self._reset()
 
     # one forward pass of the model
@@ -129,6 +149,7 @@ class Recorder:
             raise SpikingError(f"record: {type(model).__name__} was called without a dense tensor; expected [T, B, …].")
         self._input = x.detach()
         self._produced(x, INPUT)
+        self._operations.start()
         steps = self.stated_steps
         if steps is None:
             time_first = x.is_floating_point() or x.ndim != 2  # token indices [B, T] are the exception
@@ -138,6 +159,7 @@ class Recorder:
             self._batch = x.shape[1] if x.ndim > 1 and x.shape[0] == steps and x.is_floating_point() else x.shape[0]
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self._operations.stop()
         if not self._passes:
             raise SpikingError(f"record: {type(model).__name__} has no layer that can be counted (weights or neurons).")
         if self.trace.n_steps and self.trace.n_steps != self._steps:
@@ -175,6 +197,11 @@ class Recorder:
         row.spikes_sample = done.spikes.sum(0) if done.spikes.size else np.zeros(done.samples, np.int64)
         per_sample = int(row.counts["updates"].sum()) // max(done.samples, 1)
         row.updates_sample = np.full(done.samples, per_sample, np.int64)
+        if done.where:
+            sample, step, index, value = (np.concatenate(parts) for parts in zip(*done.where))
+            order = np.lexsort((index, step, sample))
+            plain = np.zeros(0, np.float32) if (value == 1).all() else value[order]
+            row.events = Events(sample[order], step[order], index[order], plain)
 
     def _fold_norms(self) -> None:
         """A batch norm in eval mode, directly behind the weights and their only reader, becomes part of them."""
@@ -297,6 +324,12 @@ class Recorder:
                 f"record: layer {name}: {err}; expected finite values. Find the layer before it that makes them."
             ) from err
         self._add_operand(done, steps, counts, seq)
+        if known is None:
+            self._note_events(done, steps, seq)
+        if self.active_rows:
+            kind = (layer, seq) if isinstance(layer, nn.Linear) else (layer, seq.flatten(0, 1))
+            for size, blocks in counters.active_row_blocks(*kind).items():
+                row.active_rows[size] = row.active_rows.get(size, 0) + blocks
         if row.bias:
             row.counts["bias_adds"][steps] += row.n_outputs * self._batch
         return row
@@ -317,6 +350,16 @@ class Recorder:
                 done.first = seq[0].clone()
             done.repeated = torch.equal(done.first, seq[0])
 
+    def _note_events(self, done: Pass, steps: slice, seq: Tensor) -> None:
+        """Keep where the non-zeros of [t, B, *] are, if events were asked for."""
+        if not self.events:
+            return
+        flat = seq.detach().reshape(*seq.shape[:2], -1)
+        step, sample, index = torch.nonzero(flat, as_tuple=True)
+        value = flat[step, sample, index].float().cpu().numpy()
+        at = (sample.cpu().numpy(), step.cpu().numpy() + steps.start, index.cpu().numpy())
+        done.where.append((*(a.astype(np.uint32) for a in at), value))
+
     def _fan(self, name: str, layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
         version = _version(layer.weight)
         key = (name, in_shape)
@@ -328,7 +371,10 @@ class Recorder:
             nonzero = counters.connections(layer, in_shape, out_shape, weight) if sparse else stored
             magnitude = weight.double().abs()
             mean, largest = (float(magnitude.mean()), float(magnitude.max())) if weight.numel() else (0.0, 0.0)
-            self._fans[key] = (version, Fans(stored, nonzero, int(stored.sum()), w_nnz, mean, largest))
+            self._fans[key] = (
+                version,
+                Fans(stored, nonzero, int(stored.sum()), w_nnz, mean, largest, counters.row_magnitudes(layer)),
+            )
         return self._fans[key][1]
 
     def _weight_row(
@@ -342,7 +388,7 @@ class Recorder:
     ) -> LayerTrace:
         weight = layer.weight.detach()
         bias = getattr(layer, "bias", None)
-        for key in ("stride", "padding", "dilation", "groups", "output_padding"):
+        for key in ("stride", "padding", "dilation", "groups", "output_padding", "padding_mode"):
             if hasattr(layer, key):
                 config[key] = getattr(layer, key)
         return LayerTrace(
@@ -363,6 +409,7 @@ class Recorder:
             dense_padded=counters.padded_macs(layer, in_shape, out_shape),
             spike_count=np.zeros(math.prod(in_shape), np.int64),
             fan_out=fans.stored.numpy(),
+            row_abs_w=fans.row_abs_w,
         )
 
     def neuron(self, name: str, layer: Any, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
@@ -424,6 +471,7 @@ class Recorder:
             row.counts["spikes"][steps] += counts.nnz.sum(1)
             row.spike_count = row.spike_count + counts.per_element
             done.spikes = np.concatenate([done.spikes.reshape(-1, self._batch), counts.nnz])
+            self._note_events(done, steps, spikes)
         missing = self.keep_spikes - len(self.trace.recordings)
         if missing > 0:
             self._kept.setdefault(row.name, []).append(spikes[:, :missing].cpu().clone())
@@ -486,6 +534,132 @@ class Recorder:
         self._reads(x, done.row)
         done.row.counts["in_numel"][steps] += math.prod(seq.shape[1:])
         self._produced(y, done.row.name)
+
+    def addition(self, a: Tensor, b: Tensor, y: Tensor) -> None:
+        """An addition of two tensors of one shape, at least one of which a recorded layer made."""
+        if a.shape != b.shape:
+            return
+        found = self._pair(a, b, "+", lambda key, left, right: LayerTrace(key, "add", "add", left, left, self._steps))
+        if found is None:
+            return
+        row, steps, seq_a, seq_b, _ = found
+        numel = math.prod(seq_a.shape[1:])
+        row.counts["in_numel"][steps] += numel
+        row.counts["add_ops"][steps] += numel
+        row.counts["add_ops_event"][steps] += ((seq_a != 0) & (seq_b != 0)).flatten(1).sum(1).cpu().numpy()
+        self._produced(y, row.name)
+
+    def product(self, a: Tensor, b: Tensor, y: Tensor) -> None:
+        """A matrix product of two activations [.., M, K] × [.., K, N], at least one of which a recorded layer made."""
+        if a.ndim < 3 or a.shape[:-2] != b.shape[:-2]:
+            return
+
+        def make(key: str, left: tuple[int, ...], right: tuple[int, ...]) -> LayerTrace:
+            dense = math.prod(left) * right[-1]
+            return LayerTrace(
+                key, "matmul", "matmul", left, (*left[:-1], right[-1]), self._steps,
+                config={"right_shape": right}, dense=dense, dense_padded=dense,
+            )  # fmt: skip
+
+        found = self._pair(a, b, "@", make)
+        if found is None or found[2].ndim < 4:
+            return
+        row, steps, left, right, done = found
+        x, w = left != 0, right != 0
+        row.counts["in_numel"][steps] += math.prod(left.shape[1:])
+        row.counts["in_nnz"][steps] += x.flatten(1).sum(1).cpu().numpy()
+        row.counts["syn"][steps] += (x.flatten(1).sum(1) * right.shape[-1]).cpu().numpy()
+        row.counts["syn_eff"][steps] += (w.flatten(1).sum(1) * left.shape[-2]).cpu().numpy()
+        both = x.sum(-2, dtype=torch.int64) * w.sum(-1, dtype=torch.int64)  # [t, B, *, K]
+        row.counts["and_ops"][steps] += both.flatten(1).sum(1).cpu().numpy()
+        done.levels += [counters.levels_of(step) for step in left]
+        for step in right:
+            row.levels_right = row.levels_right.join(counters.levels_of(step))
+        self._produced(y, row.name)
+
+    def _pair(
+        self, a: Tensor, b: Tensor, sign: str, make: Callable[[str, tuple[int, ...], tuple[int, ...]], LayerTrace]
+    ) -> tuple[LayerTrace, slice, Tensor, Tensor, Pass] | None:
+        """The row of an operation on two tensors [t, B, *] that some recorded layer made, or None if it is none."""
+        makers = [self._maker(x) for x in (a, b)]
+        if not any(makers) or a.ndim < 2 or not (a.is_floating_point() and b.is_floating_point()):
+            return None
+        lead = (self._steps, self._batch)
+        if tuple(a.shape[:2]) == lead:
+            seq_a, seq_b = a, b
+        elif a.shape[0] == math.prod(lead):
+            seq_a, seq_b = (x.reshape(*lead, *x.shape[1:]) for x in (a, b))
+        elif a.shape[0] == self._batch:
+            seq_a, seq_b = a.unsqueeze(0), b.unsqueeze(0)
+        else:
+            return None
+        name = sign.join(maker or "(other)" for maker in makers)
+        running = self._passes.get(name)
+        if running is not None and running.next_step + len(seq_a) > self._steps:
+            name = f"{name}#{self._calls[name] + 1}"
+        shapes = tuple(seq_a.shape[2:]), tuple(seq_b.shape[2:])
+        done, steps = self.start(name, len(seq_a), lambda key: make(key, *shapes))
+        done.row.operand_of = done.row.operand_of or tuple(maker for maker in makers if maker)
+        for maker in filter(None, makers):
+            self._consumers.setdefault(maker, set()).add(done.row.name)
+        return done.row, steps, seq_a.detach(), seq_b.detach(), done
+
+    def copied(self, x: Tensor, copy: Tensor) -> None:
+        """The copy has the maker of x, which is about to be overwritten."""
+        maker = self._maker(x)
+        if maker:
+            self._produced(copy, maker)
+
+    def _maker(self, x: Tensor) -> str:
+        found = self._producers.get(x.untyped_storage()._cdata)
+        if found is None or found.storage.expired() or found.version != _version(x) or found.numel != x.numel():
+            return ""
+        return found.name
+
+
+class Operations(TorchFunctionMode):
+    """Sees additions and matrix products of two tensors outside of the watched layers, while a pass of the model runs."""
+
+    _ADD = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
+    _PRODUCT = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.inside = 0
+        self.running = False
+
+    def start(self) -> None:
+        self.inside = 0
+        if not self.running:
+            self.running = True
+            self.__enter__()
+
+    def stop(self) -> None:
+        if self.running:
+            self.running = False
+            self.__exit__(None, None, None)
+
+    def step_in(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.inside += 1
+
+    def step_out(self) -> None:
+        self.inside -= 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        adds, multiplies = func in self._ADD, func in self._PRODUCT
+        seen = not self.inside and (adds or multiplies) and len(args) == 2 and not kwargs
+        if not seen or not all(isinstance(x, Tensor) and not isinstance(x, nn.Parameter) for x in args):
+            return func(*args, **kwargs)
+        changed = func in (Tensor.add_, Tensor.__iadd__)
+        a = args[0].detach().clone() if changed else args[0]
+        if changed:
+            self.recorder.copied(args[0], a)
+        y = func(*args)
+        with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
+            (self.recorder.addition if adds else self.recorder.product)(a, args[1], y)
+        return y
 
 
 Observe = Callable[..., None]
@@ -568,6 +742,7 @@ def _hook(observe: Observe, recorder: Recorder, name: str) -> Callable[..., None
                 recorder.neuron(label, module, x, y, None if state is None else state.spikes)
             else:
                 observe(recorder, label, module, x, y)
+        recorder._operations.step_out()
 
     return seen
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from golden_nets import FOLDER, build, recorded
-from spiking.hw_models.energy import figure
 from spiking.hw_models.report import document, playable, ratio_chart
+from spiking.hw_models.units import figure
 from typer.testing import CliRunner
 
 import spiking
@@ -77,7 +77,7 @@ def written(tmp_path: Path, estimates: Any, **options: Any) -> tuple[Page, dict[
 
 def test_the_json_holds_what_the_estimates_hold(tmp_path, estimates):
     _, content, _ = written(tmp_path, estimates)
-    assert (content["schema"], content["version"]) == ("spiking-report", "1.0")
+    assert (content["schema"], content["version"]) == ("spiking-report", "1.1")
     assert content["trace"]["n_samples"] == 2
     for entry, found in zip(content["estimates"], estimates, strict=True):
         assert entry["energy_J"] == dict(zip(("low", "nominal", "high"), found.energy))
@@ -456,8 +456,56 @@ def test_the_command_takes_a_run_s_folder_for_its_trace(file, tmp_path):
 
 
 def test_the_command_lists_chips():
-    assert run("--list").startswith("digital-45nm")
-    assert json.loads(run("--list", "--json"))[0]["name"] == "digital-45nm"
+    names = hw_models.available()
+    assert [line.split()[0] for line in run("--list").splitlines()] == names
+    assert [row["name"] for row in json.loads(run("--list", "--json"))] == names
+
+
+def test_the_command_prices_one_file_on_every_chip(file):
+    text = run(file, "--hardware", "all")
+    assert "Energy per sample" in text
+    for name in hw_models.available():
+        assert name in text
+    assert text.count("W15  the accuracy at this precision is not stated") == 1
+    content = json.loads(run(file, "--hardware", "loihi", "--hardware", "rram-crossbar", "--json"))
+    assert [e["hardware"] for e in content["estimates"]] == ["loihi", "rram-crossbar"]
+    assert content["estimates"][0]["twins"][0]["name"] == "q3"
+    assert content["estimates"][0]["latency_bounds_s"]["low"] < content["estimates"][0]["latency_s"]
+    assert "boyle2025sanafe" in content["bibtex"]
+
+
+def test_the_command_shows_the_three_accountings(file):
+    text = run(file)
+    for name in ("published", "operations", "with-memory"):
+        assert name in text
+    assert "break-even" in text
+
+
+def test_a_chip_that_cannot_hold_the_network_is_left_out_with_its_reason(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4000, 3000), spiking.LIF(threshold=0.2))
+    with record(model) as large, torch.no_grad():
+        model(torch.ones(1, 1, 4000))
+    path = str(tmp_path / "large.h5")
+    large.save(path)
+    text = run(path, "--hardware", "loihi", "--hardware", "seneca")
+    assert "loihi is left out: place: the network needs" in text
+    assert list(json.loads(run(path, "--hardware", "loihi", "--hardware", "seneca", "--json"))["refused"]) == ["loihi"]
+    with pytest.raises(SpikingError, match="place: the network needs"):
+        run(path, "--hardware", "loihi")
+    assert "loihi" in run(path, "--hardware", "loihi", "--chips", "2")
+
+
+def test_the_command_recomputes_the_validation_table(monkeypatch):
+    text = run("--verify")
+    assert " 0 outside of their tolerance" in text
+    assert "spikingformer-8-768: mJ" in text
+    rows = json.loads(run("--verify", "--json"))
+    assert all(row["passed"] for row in rows)
+    from spiking.hw_models import validation
+
+    monkeypatch.setattr(hw_models, "verify", lambda: [validation.Check("broken", 1.0, 2.0, 0.1, "")])
+    with pytest.raises(SpikingError, match="--verify: 1 figures lie outside of their tolerance: broken"):
+        run("--verify")
 
 
 @pytest.mark.parametrize(
