@@ -1,8 +1,10 @@
 """torch.library registration of `spiking::event_linear`, y = x·Wᵀ + b from the non-zeros of x, and the choice between it and torch's own.
 
-`event_linear(x, weight, bias, bits, ones, always)` -> y: x [*, in], weight [out, in]; `bits` are the spikes of x as `_count` leaves them
-(None: not counted yet), `ones` says that each is exactly 1, and without `always` the cost model may still take the dense product.
-The weight gradient touches active inputs only, through `spiking::event_weight_grad`; dL/dx = dL/dy·W is a dense product.
+`event_linear(x, weight, bias, bits, ones, always, membrane, threshold, reach)` -> y: x [*, in], weight [out, in]; `bits` are the spikes of
+x as `_count` leaves them (None: not counted yet), `ones` says that each is exactly 1, and without `always` the cost model may still take
+the dense product. The weight gradient touches active inputs only, through `spiking::event_weight_grad`; dL/dx = dL/dy·W is dense, unless
+x came from neurons whose surrogate derivative is zero from |membrane - threshold| = reach on: their backward multiplies dL/dx with that
+zero, so it is not computed there (`spiking::event_input_grad`).
 
 Weights are read in panels (cpu/event_linear_api.h). They live as long as their weight and are made anew when its version counter, its
 memory, or one of a few weights that are looked at has changed: an optimiser step, load_state_dict and in-place edits are always seen;
@@ -15,7 +17,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,15 +30,22 @@ from . import backend, cost, driven, memory
 from .cuda import event as cuda_event
 from .ops import _library as library
 
-__all__ = ["choice", "event_linear", "linear", "linear_neurons", "release"]
+__all__ = ["Membrane", "choice", "event_linear", "linear", "linear_neurons", "release"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_MOST_FREE = 0.3  # share of neurons with a derivative up to which their products alone are quicker than all (measured)
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NO_LIMIT = 1 << 62
 _CALLS = 8  # how many calls without gradients a weight is assumed to serve before it changes; they share the cost of packing it
 _LARGEST = (1 << 32) - 64  # inputs of a row: their indices are 32-bit numbers
 
-library.define("event_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? bits, bool ones, bool always) -> Tensor")
+library.define(
+    "event_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? bits, bool ones, bool always, Tensor? membrane=None, "
+    "float threshold=0., float reach=0.) -> Tensor"
+)
+library.define(
+    "event_input_grad(Tensor grad_y, Tensor weight, Tensor membrane, float threshold, float reach) -> Tensor"
+)
 library.define(
     "event_weight_grad(Tensor grad_y, Tensor? x, Tensor? bits, bool ones, SymInt in_features, bool always) -> Tensor"
 )
@@ -227,7 +236,15 @@ def _forward(
 
 
 def _event_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bits: Tensor | None,
+    ones: bool,
+    always: bool,
+    membrane: Tensor | None = None,
+    threshold: float = 0.0,
+    reach: float = 0.0,
 ) -> Tensor:
     mode = "always" if always else driven.mode()
     module = _compiled_for(x, weight) if mode != "never" else None
@@ -271,9 +288,37 @@ def _event_weight_grad(
     return grad_weight
 
 
+def _event_input_grad(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshold: float, reach: float) -> Tensor:
+    outputs, inputs = weight.shape
+    module = _compiled_for(grad_y, weight)
+    known = _known.get(id(weight))
+    panels = None if module is None or known is None or known.of() is not weight else known.panels
+    if panels is None or driven.mode() == "never":
+        return grad_y @ weight
+    grads = grad_y.contiguous()
+    grad_x = memory.empty((*grads.shape[:-1], inputs), grads.dtype, grads.device)
+    restricted = module.event_input_grad(
+        membrane.contiguous().data_ptr(),
+        membrane.dtype == torch.int16,
+        threshold,
+        reach,
+        1.0 if driven.mode() == "always" else _MOST_FREE,
+        panels.data_ptr(),
+        grads.data_ptr(),
+        grad_x.data_ptr(),
+        grads.numel() // outputs,
+        inputs,
+        outputs,
+        _DTYPES[grads.dtype],
+        backend.threads(),
+    )
+    return grad_x if restricted else grad_y @ weight
+
+
 for key in ("CPU", "CUDA"):
     library.impl("event_linear", _event_linear, key)
     library.impl("event_weight_grad", _event_weight_grad, key)
+    library.impl("event_input_grad", _event_input_grad, key)
 
 
 # --- fake ---------------------------------------------------------------------------------------------------------------
@@ -281,7 +326,15 @@ for key in ("CPU", "CUDA"):
 
 @torch.library.register_fake("spiking::event_linear")
 def _event_linear_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bits: Tensor | None,
+    ones: bool,
+    always: bool,
+    membrane: Tensor | None = None,
+    threshold: float = 0.0,
+    reach: float = 0.0,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -293,23 +346,33 @@ def _event_weight_grad_fake(
     return grad_y.new_empty((grad_y.shape[-1], in_features))
 
 
+@torch.library.register_fake("spiking::event_input_grad")
+def _event_input_grad_fake(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshold: float, reach: float) -> Tensor:
+    return grad_y.new_empty((*grad_y.shape[:-1], weight.shape[1]))
+
+
 # --- autograd -----------------------------------------------------------------------------------------------------------
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, bits, ctx.ones, ctx.always = inputs
+    x, weight, _, bits, ctx.ones, ctx.always, membrane, ctx.threshold, ctx.reach = inputs
     ctx.in_features, ctx.weight_key = x.shape[-1], id(weight)
     ctx.packed = bits is not None and ctx.ones  # 1 bit for what would be kept in 32
     kept = bits if ctx.packed else x if ctx.needs_input_grad[1] else None
-    ctx.save_for_backward(kept, bits, weight if ctx.needs_input_grad[0] else None)
+    on = ctx.needs_input_grad[0]
+    ctx.save_for_backward(kept, bits, weight if on else None, membrane if on else None)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    kept, bits, weight = ctx.saved_tensors
+    kept, bits, weight, membrane = ctx.saved_tensors
+    grad_x = None
+    if ctx.needs_input_grad[0] and (membrane is None or torch.is_grad_enabled()):
+        grad_x = grad_y @ weight
+    elif ctx.needs_input_grad[0]:
+        grad_x = torch.ops.spiking.event_input_grad(grad_y, weight, membrane, ctx.threshold, ctx.reach)
     known = _known.get(ctx.weight_key)
     if known is not None:  # an optimiser step will follow: the memory is of more use to the gradients
         known.panels = None
-    grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
     grad_weight = None
     if ctx.needs_input_grad[1]:
         if ctx.packed and torch.is_grad_enabled():
@@ -320,7 +383,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x = None if ctx.packed else kept
         grad_weight = torch.ops.spiking.event_weight_grad(grad_y, x, bits, ctx.ones, ctx.in_features, ctx.always)
     grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-    return grad_x, grad_weight, grad_bias, None, None, None
+    return grad_x, grad_weight, grad_bias, *(None,) * 6
 
 
 torch.library.register_autograd("spiking::event_linear", _backward, setup_context=_setup_context)
@@ -360,32 +423,59 @@ def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return torch.ops.spiking.event_linear(x, weight, bias, None, False, True)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch's linear, or the event-driven one where the cost model predicts that it wins; `event_driven` says who decides."""
+class Membrane(NamedTuple):
+    """What is known of the neurons that sent a layer's input: their derivative is 0 from |values - threshold| = reach on.
+
+    values: their membranes before the spike, as `ops.integrate` keeps them (float, or 16-bit codes).
+    """
+
+    values: Tensor
+    threshold: float
+    reach: float
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sent_by: Membrane | None = None) -> Tensor:
+    """torch's linear, or the event-driven one where the cost model predicts that it wins; `event_driven` says who decides.
+
+    With `sent_by`, dL/dx may be 0 where those neurons' derivative is: nobody but they may see it.
+    """
+    cast = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    if cast:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.compiler.is_compiling():
-        return torch.ops.spiking.event_linear(x, weight, bias, None, False, False)
+        return torch.ops.spiking.event_linear(x, weight, bias, None, False, False, *(sent_by or ()))
     mode = driven.mode()
     if cuda_event.here(x):
         y = None if mode == "never" else _on_cuda(x, weight, bias, mode == "always")
         return tf.linear(x, weight, bias) if y is None else y
-    if mode == "always" and not torch.is_autocast_enabled(x.device.type):
-        return event_linear(x, weight, bias)
     module = _compiled_for(x, weight) if mode != "never" and _plain(x) else None
     if module is None:
         return tf.linear(x, weight, bias)
-    if not _learns(x, weight, bias):
-        y = _forward(module, x, weight, bias, None, False, False)
+    learns = _learns(x, weight, bias)
+    if not learns and not cast:
+        y = _forward(module, x, weight, bias, None, False, mode == "always")
         return tf.linear(x, weight, bias) if y is None else y
-    # A weight that does not learn would gain in the forward pass alone, which rarely pays for an operator with a backward of its own.
-    outputs, inputs = weight.shape
-    learns = weight.requires_grad
-    limit = _training_limit(x.numel() // inputs, inputs, outputs, x.dtype.itemsize) if learns else -1
+    limit = _NO_LIMIT if mode == "always" else _limit_of_new(x, weight, learns)
     if limit >= 0:
         bits = _bits_for(x)
         found = _count(module, x, limit, bits)
         if found >= 0:
-            return torch.ops.spiking.event_linear(x, weight, bias, bits, bool(found & 1), True)
+            ones = bool(found & 1)
+            return torch.ops.spiking.event_linear(x, weight, bias, bits, ones, True, *(sent_by or ()))
     return tf.linear(x, weight, bias)
+
+
+def _limit_of_new(x: Tensor, weight: Tensor, learns: bool) -> int:
+    """The most spikes at which a weight that serves one call only wins: it learns, or autocast made it."""
+    outputs, inputs = weight.shape
+    rows, item = x.numel() // inputs, x.dtype.itemsize
+    if weight.requires_grad:
+        return _training_limit(rows, inputs, outputs, item)
+    if learns:  # only the forward pass would gain, which rarely pays for an operator with a backward of its own
+        return -1
+    work = cost.Work.linear(rows, inputs, outputs, item, backend.threads())
+    return cost.most_spikes(work, cost.packing(work))
 
 
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:

@@ -35,7 +35,7 @@ STEPS, BATCH, DENSITY = 16, 64, 0.08
 QUICK = (200, 64, 64, 10)
 GAINS = (2.0, 4.0, 1.0)  # of the weights, layer by layer
 BETA = 0.9
-RATE = 2e-5
+RATE = 0.02
 CURVE = 20
 OURS, DENSE = "spiking", "spiking, dense products"
 SINGLE = ("snntorch", "sinabs")  # their spikes are float32 whatever goes in
@@ -104,7 +104,7 @@ class Trainer:
 
     def __init__(self, name: str, sizes: Sequence[int], device: str, save: F.Save = "half") -> None:
         self.net = network(name, sizes, save).to(device)
-        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=RATE, fused=True)
+        self.optimiser = torch.optim.SGD(self.net.parameters(), lr=RATE)
         self.mode: driven.Mode = "never" if name == DENSE else "auto"
 
     def step(self, x: Tensor, labels: Tensor) -> float:

@@ -217,6 +217,115 @@ void weight_grad_all(const WeightGradCall& p) {
     });
 }
 
+// --- input gradient ---------------------------------------------------------------------------------------------------------------
+
+constexpr i64 DOTS = 8;        // products that share each load of grad_y
+
+// The neurons 64·w … of a row whose derivative may be other than 0, as bits. Where rounding leaves a doubt, and for NaN, it may.
+template <class T>
+SPIKING_FN u64 free_word(const T* row, i64 n, T threshold, T reach) {
+    u64 word = 0;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        if (n >= 64) {
+            for (int k = 0; k < 4; ++k) {
+                const __m512 u = _mm512_abs_ps(_mm512_sub_ps(_mm512_loadu_ps(row + 16 * k), _mm512_set1_ps(threshold)));
+                word |= u64(_mm512_cmp_ps_mask(u, _mm512_set1_ps(reach), _CMP_NGE_UQ)) << (16 * k);
+            }
+            return word;
+        }
+#endif
+    for (i64 k = 0; k < smaller(n, 64); ++k) {
+        const T u = row[k] - threshold, size = u < T(0) ? -u : u;
+        word |= u64(!(size >= reach)) << k;
+    }
+    return word;
+}
+
+SPIKING_FN u64 free_word(const u16* row, i64 n, u16 reach) {
+    u64 word = 0;
+    for (i64 k = 0; k < smaller(n, 64); ++k) {
+        const u32 size = row[k] & 0x7fffu;
+        word |= u64(size <= reach || size > 0x7c00u) << k;
+    }
+    return word;
+}
+
+template <class Sum>
+SPIKING_FN u64 free_word(const InputGradCall& p, i64 row, i64 w) {
+    const i64 at = row * p.inputs + 64 * w, n = p.inputs - 64 * w;
+    if (!p.codes) return free_word(static_cast<const Sum*>(p.membrane) + at, n, Sum(p.threshold), Sum(p.reach * 1.000001));
+    return free_word(static_cast<const u16*>(p.membrane) + at, n, narrow_f16(float(p.reach * 1.002)).raw);
+}
+
+template <class Sum>
+double free_share(const InputGradCall& p) {
+    const i64 words = (p.inputs + 63) / 64, all = words * p.rows, probes = smaller(all, 64);
+    i64 found = 0, seen = 0;
+    for (i64 i = 0; i < probes; ++i) {
+        const i64 at = all * i / probes, row = at / words, w = at % words;
+        found += __builtin_popcountll(free_word<Sum>(p, row, w));
+        seen += smaller(64, p.inputs - 64 * w);
+    }
+    return double(found) / double(seen);
+}
+
+template <class W>
+__attribute__((noinline)) void dots(const InputGradCall& p, const typename Kind<W>::Sum* grads, const u32* list, W* row) {
+    using Vector = typename Kind<W>::Vector;
+    using Sum = typename Kind<W>::Sum;
+    Vector sum[DOTS] = {};
+    for (i64 panel = 0; panel < panels_of(p.outputs); ++panel) {
+        const i64 width = padded_width(used_width(panel, p.outputs));
+        const W* weights = static_cast<const W*>(p.panels) + panel * PANEL * p.inputs;
+        for (i64 v = 0; v < width; v += LANES) {
+            Vector g;
+            load(grads + panel * PANEL + v, g);
+            for (i64 j = 0; j < DOTS; ++j) {
+                Vector w;
+                load(weights + i64(list[j]) * width + v, w);
+                sum[j] += w * g;
+            }
+        }
+    }
+    for (i64 j = 0; j < DOTS; ++j) {
+        Sum parts[LANES];
+        __builtin_memcpy(parts, &sum[j], sizeof(parts));
+        for (i64 half = LANES / 2; half; half /= 2)
+            for (i64 l = 0; l < half; ++l) parts[l] += parts[l + half];
+        narrowed(parts[0], row[list[j]]);
+    }
+}
+
+template <class W>
+bool input_grad_all(const InputGradCall& p) {
+    using Sum = typename Kind<W>::Sum;
+    if (free_share<Sum>(p) > p.most) return false;
+    const i64 words = (p.inputs + 63) / 64, padded = padded_width(p.outputs);
+    shared_out(p.rows, p.threads, [&](i64 first, i64 last) {
+#ifdef _OPENMP
+        const i64 self = p.threads > 1 ? omp_get_thread_num() : 0;
+#else
+        const i64 self = 0;
+#endif
+        u32* list = p.lists + self * (p.inputs + LIST_SLACK);
+        Sum* grads = static_cast<Sum*>(p.grads) + self * padded;
+        for (i64 k = p.outputs; k < padded; ++k) grads[k] = Sum(0);
+        for (i64 r = first; r < last; ++r) {
+            u32* end = list;
+            for (i64 w = 0; w < words; ++w) end = append_word(free_word<Sum>(p, r, w), u32(64 * w), end);
+            const W* from = static_cast<const W*>(p.grad_y) + r * p.outputs;
+            for (i64 k = 0; k < p.outputs; ++k) grads[k] = widened(from[k]);
+            W* row = static_cast<W*>(p.grad_x) + r * p.inputs;
+            for (i64 k = 0; k < p.inputs; ++k) row[k] = W{};
+            const i64 n = i64(end - list);
+            for (i64 i = n; i < (n + DOTS - 1) / DOTS * DOTS; ++i) list[i] = list[n - 1];  // the last products are made more than once
+            for (i64 i = 0; i < n; i += DOTS) dots<W>(p, grads, list + i, row);
+        }
+    });
+    return true;
+}
+
 // --- table ------------------------------------------------------------------------------------------------------------------------
 
 long long count(const EventCall& p) {
@@ -247,9 +356,13 @@ void weight_grad(const WeightGradCall& p) {
     else weight_grad_all<bf16>(p);
 }
 
+bool input_grad(const InputGradCall& p) {
+    return p.dtype == 0 ? input_grad_all<float>(p) : p.dtype == 1 ? input_grad_all<double>(p) : input_grad_all<bf16>(p);
+}
+
 }  // namespace
 
 extern const EventTable event_table;
-const EventTable event_table{count, list, forward, pack, turn, turned_list, weight_grad};
+const EventTable event_table{count, list, forward, pack, turn, turned_list, weight_grad, input_grad};
 
 }  // namespace SPIKING_NS

@@ -162,6 +162,22 @@ void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, ui
     s.trim();
 }
 
+// False where more than `most` of the derivatives are not zero: then nothing was computed.
+bool event_input_grad(uintptr_t membrane, bool codes, double threshold, double reach, double most, uintptr_t panels, uintptr_t grad_y,
+                      uintptr_t grad_x, Size rows, Size inputs, Size outputs, int dtype, int threads) {
+    const EventTable& table = event_table();
+    nb::gil_scoped_release release;
+    Scratch& s = scratch();
+    InputGradCall p{};
+    p.membrane = pointer<const void>(membrane), p.codes = codes, p.threshold = threshold, p.reach = reach, p.most = most;
+    p.panels = pointer<const void>(panels), p.grad_y = pointer<const void>(grad_y), p.grad_x = pointer<void>(grad_x);
+    p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype;
+    p.threads = enough_threads(rows * inputs, threads);
+    p.lists = Scratch::room(s.lists, p.threads * (inputs + SLACK));
+    p.grads = Scratch::room(s.bits, p.threads * words_of(outputs) * 64);  // 8 bytes a number, whatever their type
+    return table.input_grad(p);
+}
+
 }  // namespace
 
 void bind_event_linear(nb::module_& m) {
@@ -169,5 +185,6 @@ void bind_event_linear(nb::module_& m) {
     m.def("event_forward", &event_forward);
     m.def("event_panels", &event_panels);
     m.def("event_sample", &event_sample);
+    m.def("event_input_grad", &event_input_grad);
     m.def("event_weight_grad", &event_weight_grad);
 }
