@@ -245,9 +245,11 @@ class Recorder:
         row.updates_sample = np.full(done.samples, per_sample, np.int64)
         if done.where:
             sample, step, index, value = (np.concatenate(parts) for parts in zip(*done.where))
-            order = np.lexsort((index, step, sample))
-            plain = np.zeros(0, np.float32) if (value == 1).all() else value[order]
-            row.events = Events(sample[order], step[order], index[order], plain)
+            if len(done.where) > 1:  # pieces of the sequence; one piece is sorted as it comes
+                order = np.lexsort((index, step, sample))
+                sample, step, index, value = (part[order] for part in (sample, step, index, value))
+            plain = np.zeros(0, np.float32) if (value == 1).all() else value
+            row.events = Events(sample, step, index, plain)
 
     def _fold_norms(self) -> None:
         """A batch norm in eval mode, directly behind the weights and their only reader, becomes part of them."""
@@ -412,10 +414,12 @@ class Recorder:
         """Keep where the non-zeros of [t, B, *] are, if events were asked for."""
         if not self.events:
             return
-        flat = seq.detach().reshape(*seq.shape[:2], -1)
-        step, sample, index = torch.nonzero(flat, as_tuple=True)
-        value = flat[step, sample, index].float().cpu().numpy()
-        at = (sample.cpu().numpy(), step.cpu().numpy() + steps.start, index.cpu().numpy())
+        whole = seq.detach().reshape(*seq.shape[:2], -1).transpose(0, 1).contiguous()  # in the order of the list
+        where = np.flatnonzero((whole != 0).cpu().numpy())
+        sample, rest = np.divmod(where, math.prod(whole.shape[1:]))
+        step, index = np.divmod(rest, whole.shape[2])
+        value = whole.reshape(-1)[torch.from_numpy(where).to(whole.device)].float().cpu().numpy()
+        at = (sample, step + steps.start, index)
         done.where.append((*(a.astype(np.uint32) for a in at), value))
 
     def _fan(self, name: str, layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
@@ -688,29 +692,40 @@ class Operations(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
         self.inside = 0
-        self.running = False
+        self.running = self.entered = False
 
     def start(self) -> None:
-        self.inside = 0
-        if not self.running:
-            self.running = True
-            self.__enter__()
+        self.stop()
+        self.inside, self.running = 0, True
+        self._enter()
 
     def stop(self) -> None:
-        if self.running:
-            self.running = False
+        self.running = False
+        self._leave()
+
+    def _enter(self) -> None:
+        if self.running and not self.entered:
+            self.entered = True
+            self.__enter__()
+
+    def _leave(self) -> None:
+        if self.entered:
+            self.entered = False
             self.__exit__(None, None, None)
 
     def step_in(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.inside += 1
+        self._leave()  # what happens inside a watched layer is its own, and must not pay for being looked at
 
     def step_out(self) -> None:
         self.inside -= 1
+        if not self.inside:
+            self._enter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         adds, multiplies = func in self._ADD, func in self._PRODUCT
-        seen = not self.inside and (adds or multiplies) and len(args) == 2 and not kwargs
+        seen = (adds or multiplies) and len(args) == 2 and not kwargs
         if not seen or not all(isinstance(x, Tensor) and not isinstance(x, nn.Parameter) for x in args):
             return func(*args, **kwargs)
         changed = func in (Tensor.add_, Tensor.__iadd__)
