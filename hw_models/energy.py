@@ -218,8 +218,8 @@ def estimate(
     int8, and `accounting` one of published, operations, with-memory: without them the hardware file's own choice holds.
     `ann_steps` passes of the equal ANN: 1, or T for a recurrent model, unless stated; `ann_zeros`: share of its activations
     that are zero and that digital hardware skips (0…1, beyond the first layer). `reuse_static=True` counts the MACs
-    of an input that is the same in every step once. `accuracy` (0…1) at this precision is carried into the report;
-    without it, the one that the trace states, if what ran had no more bits than are priced.
+    of an input that is the same in every step once. `accuracy` (0…1) at this precision is carried into the report; without
+    it, the one that the trace states, if what ran had no more bits than are priced.
     Meshes: `chips` in a row that may be used; `weight_sharing` stores a kernel once per core. Crossbars: the converter
     model `adc` (isaac, survey, k1k2) at `adc_bits` (None: as many as lose nothing); `gating` skips the reads of row blocks
     without a spike. `seed` of the bootstrap and of the draws of the constants.

@@ -133,7 +133,9 @@ def quantize(
         small = bake(small)
     bits = Precision(weight_bits or 32, state_bits or 32)
     small.precision = bits  # type: ignore[assignment]
-    small.register_buffer("precision_bits", torch.tensor([bits.weight_bits, bits.state_bits]))
+    first = next(small.parameters(), None)
+    both = torch.tensor([bits.weight_bits, bits.state_bits], device=None if first is None else first.device)
+    small.register_buffer("precision_bits", both)
     small.register_load_state_dict_pre_hook(_same_bits)
     return small
 
@@ -311,10 +313,14 @@ class FixedPoint(Neuron):
         self._losses = torch.zeros(len(_RANGES), len(self.range), dtype=torch.float64)
 
     def finish_calibration(self) -> None:
-        """Take the ranges that lose least on what was seen; of equals the largest."""
+        """Take the ranges that lose least on what was seen; of equals (no state ever moved) the one nearest the threshold."""
         assert self._losses is not None
-        best = len(_RANGES) - 1 - self._losses.flip(0).argmin(0)
-        self.range = torch.tensor(_RANGES, dtype=torch.float64)[best].to(self.range.device)
+        ranges = torch.tensor(_RANGES, dtype=torch.float64)
+        threshold = torch.as_tensor(self.cells()["threshold"]).detach().double().mean().cpu()
+        equal = self._losses <= self._losses.amin(0)
+        distance = (ranges.log2() - threshold.log2()).abs().unsqueeze(1)
+        best = torch.where(equal, distance, math.inf).argmin(0)
+        self.range = ranges[best].to(self.range.device)
         self._losses = None
 
     def describe(self) -> dict[str, Any]:
@@ -328,11 +334,13 @@ class FixedPoint(Neuron):
 def _replace_neurons(model: nn.Module, bits: int, rounding: Rounding, found: dict[str, FixedPoint]) -> nn.Module:
     """The model with every neuron in a FixedPoint, which `found` then lists by name; shared ones stay shared."""
     made: dict[int, FixedPoint] = {}
+    first = next(model.parameters(), None)
 
     def visit(module: nn.Module, name: str) -> nn.Module:
         if isinstance(module, Neuron):
             if id(module) not in made:
-                made[id(module)] = found[name] = FixedPoint(module, bits, 1.0, rounding).train(module.training)
+                neuron = FixedPoint(module, bits, 1.0, rounding).train(module.training)
+                made[id(module)] = found[name] = neuron if first is None else neuron.to(first.device)
             return made[id(module)]
         for own, child in module._modules.items():
             if child is not None:

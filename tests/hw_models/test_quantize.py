@@ -205,6 +205,18 @@ def test_ranges_are_those_that_lose_least_and_are_powers_of_two():
     assert hw_models.quantize(net, None, 8, calibration=[(3 * x, "label")])[0].range.tolist() == [4.0]
 
 
+def test_a_neuron_that_saw_nothing_gets_the_range_of_its_threshold():
+    net = spiking.Sequential(spiking.LIF(threshold=0.5), spiking.CuBaLIF(threshold=4.0))
+    small = hw_models.quantize(net, None, 8, calibration=[torch.zeros(3, 1, 4)])
+    assert [small[0].range.tolist(), small[1].range.tolist()] == [[0.5], [4.0, 4.0]]
+
+
+def test_a_sequence_of_no_steps_has_no_spikes():
+    spikes, state = FixedPoint(spiking.LIF(), 4, 1.0)(torch.zeros(0, 2, 3), return_state=True)
+    assert spikes.shape == (0, 2, 3)
+    assert not state.v.any()
+
+
 def test_ranges_may_be_given_by_layer():
     net = small_net()
     small = hw_models.quantize(net, 8, 8, state_range={"3": 2.0, "6": 4.0})
