@@ -41,7 +41,9 @@ def rows(case: str, quick: bool) -> Iterable[Row]:
             for shape in QUICK if quick else SHAPES:
                 for density in DENSITIES[:1] if quick else DENSITIES:
                     calls = _linear(shape, density, dtype) | (_step(shape, density, dtype) if shape[0] <= 8 else {})
-                    yield from _timed(case, calls, f"{name} {shape[0]} × {shape[1]}→{shape[2]}, {100 * density:g} %")
+                    yield from _timed(
+                        case, calls, f"cuda {name} {shape[0]} × {shape[1]}→{shape[2]}, {100 * density:g} %"
+                    )
 
 
 def why_not() -> str | None:
@@ -136,6 +138,6 @@ def summary(rows: Sequence[Row]) -> list[str]:
             for what, other in ((EVENT, DENSE), (FUSED, TWO))
             if what in m and other in m
         ]
-        theirs = f" ({PUBLISHED})" if group.startswith("float32 512 × 4096→4096, 1 %") else ""
+        theirs = f" ({PUBLISHED})" if group.startswith("cuda float32 512 × 4096→4096, 1 %") else ""
         lines.append(f"{group}: " + "; ".join(parts) + theirs)
     return lines

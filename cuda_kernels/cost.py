@@ -57,6 +57,16 @@ class Work(NamedTuple):
         weights = in_features * out_features
         return cls(kind, rows, rows * in_features, rows * out_features, rows * weights, weights * item, item, threads)
 
+    @classmethod
+    def conv2d(
+        cls, pixels_in: int, pixels_out: int, weight: tuple[int, ...], groups: int, item: int, threads: int, kind: str
+    ) -> Work:
+        """The work of a convolution with `weight` [out, in / groups, kernel, kernel]; pixels are those of all images."""
+        outputs, inputs, ky, kx = weight
+        weights = outputs * inputs * ky * kx
+        sizes = pixels_in * inputs * groups, pixels_out * outputs, pixels_out * weights
+        return cls(kind, pixels_out, *sizes, weights * item, item, threads)
+
 
 class Choice(NamedTuple):
     """Whether the event-driven kernel is predicted to win, and what both would take, in seconds."""

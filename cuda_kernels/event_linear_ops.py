@@ -7,7 +7,7 @@ The weight gradient touches active inputs only, through `spiking::event_weight_g
 Weights are read in panels (cpu/event_linear_api.h). They live as long as their weight and are made anew when its version counter, its
 memory, or one of a few weights that are looked at has changed: an optimiser step, load_state_dict and in-place edits are always seen;
 edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) in weights up to 32 KB, in larger ones only where they touch
-one of those few.
+one of those few. On CUDA, where panels are a transposed copy (cuda/event.py), memory is not looked at, and hidden edits call for `release`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as tf
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spiking.errors import SpikingError
 
@@ -30,6 +31,7 @@ from .ops import _library as library
 __all__ = ["choice", "event_linear", "linear", "linear_neurons", "release"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_PLAIN = (Tensor, torch.nn.Parameter)
 _NO_LIMIT = 1 << 62
 _CALLS = 8  # how many calls without gradients a weight is assumed to serve before it changes; they share the cost of packing it
 _LARGEST = (1 << 32) - 64  # inputs of a row: their indices are 32-bit numbers
@@ -58,18 +60,30 @@ class _Panels:
 _known: dict[int, _Panels] = {}
 
 
-def _panels_of(module: Any, weight: Tensor) -> _Panels:
-    """The entry of a weight as it is now; its panels may still have to be made."""
+def _panels_of(module: Any, weight: Tensor, layout: Any = None) -> _Panels:
+    """The entry of a weight as it is now; its panels may still have to be made. `layout`: what else they depend on."""
     if not _keeps(weight):
         return _Panels(weight, (), None)
     key, address, strides = id(weight), weight.data_ptr(), weight.stride()
     # Memory of a device is not looked at: the host would have to wait for it.
     sample = 0 if module is None else module.event_sample(address, weight.numel() * weight.dtype.itemsize)
-    mark = (weight._version, address, strides, sample)
+    mark = (weight._version, address, strides, sample, layout)
     known = _known.get(key)
     if known is None or known.mark != mark or known.of() is not weight:
         known = _known[key] = _Panels(weight, mark, lambda dead: _forget(key, dead))
     return known
+
+
+def _forget_trained(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    # Fused optimisers change weights without a sign: their version counters stand still. Compiled ones move them.
+    if torch.compiler.is_compiling():
+        return
+    for group in optimiser.param_groups:
+        for weight in group["params"]:
+            _known.pop(id(weight), None)
+
+
+register_optimizer_step_post_hook(_forget_trained)
 
 
 def _keeps(weight: Tensor) -> bool:
@@ -124,7 +138,7 @@ def release() -> None:
 def _compiled_for(x: Tensor, weight: Tensor) -> Any:
     """The compiled module where it can compute this call, else None."""
     dtype = x.dtype
-    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype):
+    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype and type(weight) in _PLAIN):
         return None
     outputs, inputs = weight.shape
     return _compiled() if 0 < inputs < _LARGEST and outputs and x.numel() else None
@@ -284,7 +298,7 @@ def _event_weight_grad_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, bits, ctx.ones, ctx.always = inputs
-    ctx.in_features = x.shape[-1]
+    ctx.in_features, ctx.weight_key = x.shape[-1], id(weight)
     ctx.packed = bits is not None and ctx.ones  # 1 bit for what would be kept in 32
     kept = bits if ctx.packed else x if ctx.needs_input_grad[1] else None
     ctx.save_for_backward(kept, bits, weight if ctx.needs_input_grad[0] else None)
@@ -292,6 +306,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     kept, bits, weight = ctx.saved_tensors
+    known = _known.get(ctx.weight_key)
+    if known is not None:  # an optimiser step will follow: the memory is of more use to the gradients
+        known.panels = None
     grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
     grad_weight = None
     if ctx.needs_input_grad[1]:
@@ -374,7 +391,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
     """y by the event-driven CUDA kernel; None where the dense product is taken (cuda/event.py says why)."""
     learns = _learns(x, weight, bias)
-    if not _plain(x) or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None:
+    if (
+        not _plain(x)
+        or not (always or _keeps(weight))
+        or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None
+    ):
         return None
     panels = _packed(None, _panels_of(None, weight), weight)
     return None if panels is None else cuda_event.linear(x, panels, bias, weight.shape[0])
@@ -395,7 +416,7 @@ def linear_neurons(
     `params`, `inner`, `rule` and `numbers` are those of `ops.integrate`.
     """
     mode = driven.mode()
-    if mode == "never" or not cuda_event.here(x) or not _plain(x):
+    if mode == "never" or not cuda_event.here(x) or not _plain(x) or not (mode == "always" or _keeps(weight)):
         return None
     if any(t is not None and t.device != x.device for t in (bias, state, params)):
         return None
@@ -419,7 +440,7 @@ def _learns(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _plain(x: Tensor) -> bool:
     """Whether x is memory that kernels may read now: no fake tensor, no transform, no mode that wants to see the operators."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        type(x) in _PLAIN
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
     )

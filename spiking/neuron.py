@@ -95,6 +95,15 @@ class Neuron(nn.Module, ABC):
         found = F.linear_integrate(type(self).__name__, x, weight, bias, rows, self.rule, **cells)  # type: ignore[arg-type]
         return None if found is None else (found[0], self.state_type(*found[1].unbind(0)))
 
+    def after_pool(
+        self, x: Tensor, window: int, maximum: bool, affine: Tensor | None, state: NeuronState | None
+    ) -> tuple[Tensor, NeuronState]:
+        """Spikes and state for x [T, B, C, H, W] pooled over windows, and scaled by channel; see `functional.pool_integrate`."""
+        rows = None if state is None else self._rows(state, x)
+        drive = (x, window, maximum, affine, rows, self.rule)
+        s, last = F.pool_integrate(type(self).__name__, *drive, **self.cells(), save=self.save)  # type: ignore[arg-type]
+        return s, self.state_type(*last.unbind(0))
+
     def step(self, x_t: Tensor, state: NeuronState | None = None) -> tuple[Tensor, NeuronState]:
         """One time step: x_t [B, *] and the state before (None: at rest) -> spikes [B, *] and the state after."""
         s, after = self(x_t.unsqueeze(0), state=state, return_state=True)

@@ -56,6 +56,15 @@ def test_precision_shows_accuracy_and_energy_side_by_side(monkeypatch, capsys):
     assert all("of 50)" in line and line.count("J ") == 2 for line in lines[3:])
 
 
+def test_stream_events_recognises_simulated_recordings(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "stream_events.py", "--quick")
+    hits = int(next(line for line in out.splitlines() if "recordings recognised" in line).split()[0])
+    assert hits >= 8
+    assert "plain" not in out
+    assert out.count("events  guess") == 6
+    assert "one more frame: output spikes [" in out
+
+
 @pytest.mark.slow
 def test_train_nmnist_has_the_commands_result(monkeypatch, capsys, tmp_path):
     out = run(monkeypatch, capsys, "train_nmnist.py", "--epochs", "2")

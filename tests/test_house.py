@@ -42,6 +42,7 @@ ROWS = (
     {"benchmarks"},
     {"models"},
     {"training", "convert", "hw_models", "datasets", "hub", "explain"},
+    {"engine"},
     {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt", "fold"},
     {"functional"},
     {"cuda_kernels"},
@@ -51,6 +52,8 @@ PARTS = {
     "_recorder": "trace",
     "_counters": "trace",
     "_tracefile": "trace",
+    "_stages": "engine",
+    "_compiled": "engine",
 }  # private modules, by the room that they belong to
 ONLY = {  # rooms that may import less than the rows below them
     "datasets": {"spiking.cuda_kernels._cpu", "spiking.errors"},

@@ -3,6 +3,7 @@
 Every contestant gets the same x and W in the same run; the sparse ones get x already converted (their conversion is a row of its own).
 `auto` is `spiking.Linear` as users call it, counting and choosing included; `never loses` asks it for an input without a zero, in
 pairs with `torch.nn.Linear`. The fit takes the event-driven kernel's time over the number of spikes, from 1 to 30 % density.
+On CUDA the rows are those of event_cuda.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from spiking.benchmarks import event_cuda
 from spiking.benchmarks.run import Row, interleaved
 from torch import Tensor
 from torch.nn import functional as tf
@@ -33,6 +35,9 @@ LAYER, WORST = "torch.nn.Linear", "worst case"
 
 def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     check()
+    if device == "cuda":
+        yield from event_cuda.rows(NAME, quick)
+        return
     with torch.no_grad():
         for shape in QUICK if quick else SHAPES:
             weight, bias = _weights(*shape[1:])
@@ -124,6 +129,8 @@ def check() -> None:
 
 def summary(rows: Sequence[Row]) -> list[str]:
     """Speed-ups per shape, the fit of time over spikes, and what `auto` costs where nothing can be gained."""
+    if rows and rows[0].group.startswith("cuda"):
+        return event_cuda.summary(rows)
     return [*_speedups(rows), *_fits(rows), *_overheads(rows)]
 
 

@@ -5,6 +5,7 @@
 #define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
 
 #include "event_linear_api.h"
+#include "gather.h"
 #include "spikes.h"
 
 #ifdef _OPENMP
@@ -14,88 +15,9 @@
 namespace SPIKING_NS {
 namespace {
 
-constexpr i64 PANEL = 64;      // columns that are summed in registers: four vectors of 16
-constexpr i64 LANES = 16;
-constexpr i64 AHEAD = 8;       // spikes between a prefetch and its use; measured on 64 MB of weights
+template <class W> using Kind = Summed<W>;
+
 constexpr i64 FEW_ROWS = 4;    // with more rows the panel is in L2 anyway, and prefetching costs more than it saves
-
-using f32x16 = float __attribute__((vector_size(64)));
-using f64x16 = double __attribute__((vector_size(128)));
-using u16x16 = u16 __attribute__((vector_size(32)));
-using u32x16 = u32 __attribute__((vector_size(64)));
-
-template <class W> struct Kind { using Sum = float; using Vector = f32x16; };
-template <> struct Kind<double> { using Sum = double; using Vector = f64x16; };
-
-SPIKING_FN float widened(float v) { return v; }
-SPIKING_FN double widened(double v) { return v; }
-SPIKING_FN float widened(bf16 v) { return widen(v); }
-SPIKING_FN void narrowed(float v, float& to) { to = v; }
-SPIKING_FN void narrowed(double v, double& to) { to = v; }
-SPIKING_FN void narrowed(float v, bf16& to) { to = narrow_bf16(v); }
-
-template <class W>
-SPIKING_FN void load(const W* from, typename Kind<W>::Vector& to) {
-    if constexpr (sizeof(W) == 2) {
-        u16x16 raw;
-        __builtin_memcpy(&raw, from, sizeof(raw));
-        const u32x16 wide = __builtin_convertvector(raw, u32x16) << 16;
-        __builtin_memcpy(&to, &wide, sizeof(to));
-    } else {
-        __builtin_memcpy(&to, from, sizeof(to));
-    }
-}
-
-// out [16·NV] = start + Σ over the list of x[index·x_step] · panel[index, :]; x is 1 where `ones`.
-template <class W, int NV, bool ones, bool ahead>
-__attribute__((noinline)) void gather(const W* panel, const u32* list, i64 n, const W* x, i64 x_step,
-                                      const typename Kind<W>::Sum* start, typename Kind<W>::Sum* out) {
-    using Vector = typename Kind<W>::Vector;
-    constexpr i64 width = NV * LANES;
-    Vector sum[NV];
-    for (int v = 0; v < NV; ++v) __builtin_memcpy(&sum[v], start + v * LANES, sizeof(Vector));
-    for (i64 i = 0; i < n; ++i) {
-        if constexpr (ahead)
-            if (i + AHEAD < n) {
-                const char* next = reinterpret_cast<const char*>(panel + i64(list[i + AHEAD]) * width);
-                for (i64 at = 0; at < width * i64(sizeof(W)); at += 64) __builtin_prefetch(next + at, 0, 3);
-            }
-        const i64 index = i64(list[i]);
-        const W* row = panel + index * width;
-        if constexpr (ones) {
-            for (int v = 0; v < NV; ++v) {
-                Vector w;
-                load(row + v * LANES, w);
-                sum[v] += w;
-            }
-        } else {
-            const typename Kind<W>::Sum value = widened(x[index * x_step]);
-            for (int v = 0; v < NV; ++v) {
-                Vector w;
-                load(row + v * LANES, w);
-                sum[v] += w * value;
-            }
-        }
-    }
-    for (int v = 0; v < NV; ++v) __builtin_memcpy(out + v * LANES, &sum[v], sizeof(Vector));
-}
-
-template <class W>
-using Gather = void (*)(const W*, const u32*, i64, const W*, i64, const typename Kind<W>::Sum*, typename Kind<W>::Sum*);
-
-template <class W, bool ones, bool ahead>
-Gather<W> gather_of(i64 width) {
-    if (width == 16) return gather<W, 1, ones, ahead>;
-    if (width == 32) return gather<W, 2, ones, ahead>;
-    if (width == 48) return gather<W, 3, ones, ahead>;
-    return gather<W, 4, ones, ahead>;
-}
-
-template <class W>
-Gather<W> gather_of(i64 width, bool ones, bool ahead) {
-    if (ahead) return ones ? gather_of<W, true, true>(width) : gather_of<W, false, true>(width);
-    return ones ? gather_of<W, true, false>(width) : gather_of<W, false, false>(width);
-}
 
 SPIKING_FN i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 SPIKING_FN i64 panels_of(i64 outputs) { return (outputs + PANEL - 1) / PANEL; }
@@ -154,16 +76,20 @@ i64 count_rows(const EventCall& p) {
     return total > p.limit ? -1 : total * 2 + (other ? 0 : 1);
 }
 
-// A list is written in whole vectors and runs over its end: into the list after it, which is written later, except where that belongs
-// to another thread. So the last list of each share is written number by number.
+// A list is written in whole vectors and runs over its end: into lists after it, which are written later, except where they belong to
+// another thread. So what could reach the end of a share is written number by number.
 void list_rows(const u64* bits, i64 words, i64 n, const i64* offsets, u32* lists, i64 rows, int threads) {
     shared_out(rows, threads, [&](i64 first, i64 last) {
-        for (i64 r = first; r + 1 < last; ++r) expand_bits(bits + r * words, n, lists + offsets[r]);
-        if (last <= first) return;
-        const i64 r = last - 1;
-        u32* out = lists + offsets[r];
-        for (i64 w = 0; w < words; ++w)
-            for (u64 word = bits[r * words + w]; word; word &= word - 1) *out++ = u32(64 * w) + u32(__builtin_ctzll(word));
+        for (i64 r = first; r < last; ++r) {
+            const u64* row = bits + r * words;
+            u32* out = lists + offsets[r];
+            if (offsets[r + 1] + LIST_SLACK <= offsets[last]) {
+                expand_bits(row, n, out);
+                continue;
+            }
+            for (i64 w = 0; w < words; ++w)
+                for (u64 word = row[w]; word; word &= word - 1) *out++ = u32(64 * w) + u32(__builtin_ctzll(word));
+        }
     });
 }
 

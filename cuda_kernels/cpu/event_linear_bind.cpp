@@ -118,7 +118,7 @@ bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size in
 unsigned long long event_sample(uintptr_t address, Size bytes) {
     constexpr Size ALL = 4096, SOME = 256, LANES = 4;  // words; independent sums, so that one multiplication need not wait for another
     const char* memory = pointer<const char>(address);
-    const Size words = bytes / 8, step = words <= ALL ? 1 : words / SOME;
+    const Size words = bytes / 8, step = words <= ALL ? 1 : words / SOME | 1;  // odd: not one column of a matrix
     unsigned long long sums[LANES] = {1, 2, 3, 4};
     const auto mix = [&](unsigned long long& sum, Size at, Size width) {
         unsigned long long word = 0;

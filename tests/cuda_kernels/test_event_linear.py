@@ -93,6 +93,25 @@ def test_integers_sum_exactly_at_any_sparsity(rows, inputs, outputs, density, th
     assert torch.equal(grad, (1 + 2 * expected).t() @ x)
 
 
+@pytest.mark.parametrize("density", [0.0005, 0.004, 0.03])
+@pytest.mark.parametrize("shape", [(301, 700, 20), (2000, 70, 20), (30, 9000, 20)])
+def test_threads_do_not_write_over_each_other(level, shape, density):
+    """Lists shorter than a vector, where two threads meet: sizes that are worth a second thread, sums that are exact."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for seed in range(3):
+            x = (torch.rand(shape[:2], generator=torch.Generator().manual_seed(seed)) < density).float()
+            weight = torch.arange(1.0, shape[1] + 1).expand(shape[2], -1).contiguous().requires_grad_()
+            y = F.event_linear(x, weight)
+            rows = torch.arange(1.0, shape[0] + 1).unsqueeze(1).expand(-1, shape[2])
+            (grad,) = torch.autograd.grad(y, weight, rows)
+            assert torch.equal(y, tf.linear(x, weight))
+            assert torch.equal(grad, rows.t() @ x)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_infinities_and_nan_pass_through_as_dense(level, value):
     x, weight, bias = case(6, 100, 40, torch.float32)
@@ -255,6 +274,29 @@ def test_panels_are_never_stale(name):
         CHANGES[name](weight)
         assert_close(F.event_linear(x, weight), tf.linear(x, weight))
         assert_close(F.event_linear(x, weight), tf.linear(x, weight))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+@pytest.mark.parametrize("way", ["plain", "foreach", "fused", "compiled"])
+def test_every_optimiser_step_is_seen(kind, way):
+    """Fused ones leave the version counter alone; inputs that never fire leave most of a large weight as it was."""
+    if way == "compiled" and kind is not torch.optim.SGD:
+        return  # the same path, and slow to compile
+    g = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(512, 512, generator=g))
+    options = {"foreach": {"foreach": True}, "fused": {"fused": True}}.get(way, {})
+    optimiser = kind([weight], lr=0.1, **options)
+    step = torch.compile(optimiser.step, backend="aot_eager") if way == "compiled" else optimiser.step
+    x = torch.zeros(4, 512)
+    x[:, 77] = 1
+    for _ in range(3):
+        with torch.no_grad():
+            assert_close(F.event_linear(x, weight), tf.linear(x, weight))
+        tf.linear(x, weight).sum().backward()
+        step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            assert_close(F.event_linear(x, weight), tf.linear(x, weight))
 
 
 @needs_kernels

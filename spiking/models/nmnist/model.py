@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 
 from spiking import layer
+from spiking.engine import Readout
 from spiking.hub import MODEL_CARD, HubModel
 from spiking.models.nmnist.config import NMNISTConfig
 from spiking.neuron import LIF
@@ -78,6 +79,10 @@ class NMNISTNet(
         current, body_state = self.body.step(x_t, body_state)
         spikes, output_state = self.output.step(current, output_state)
         return spikes, (body_state, output_state)
+
+    def event_chain(self) -> tuple[list[nn.Module], Readout]:
+        """The layers in order and what decides, for `spiking.compile_events`."""
+        return [self.body, self.output], Readout(self.config.readout, self.config.output_beta)
 
     def scores(self, x: Tensor) -> Tensor:
         """What decides, [B, 10]: the mean output membrane, or the output firing rate, as config.readout says."""
