@@ -280,9 +280,6 @@ class FixedPoint(Neuron):
         assert rows is not None
         return (out, self.state_type(*rows.unbind(0))) if return_state else out
 
-    def after_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, state: Any) -> None:
-        """None: no kernel rounds the state between its steps."""
-
     def stored(self, v: Tensor) -> Tensor:
         """A membrane potential as it is stored."""
         return self._store(v.unsqueeze(0)).squeeze(0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -380,7 +381,7 @@ def _drives(layer: nn.Module, following: nn.Module, x: Tensor) -> bool:
     watched = (
         layer._forward_hooks or layer._forward_pre_hooks or following._forward_hooks or following._forward_pre_hooks
     )
-    return type(layer) is Linear and hasattr(following, "after_linear") and not watched
+    return type(layer) is Linear and _stands_for_forward(type(following), "after_linear") and not watched
 
 
 def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[Any, ...] | None:
@@ -411,7 +412,14 @@ def _pools(pool: nn.Module, x: Tensor) -> bool:
 
 
 def _may_follow(neuron: nn.Module) -> bool:
-    return hasattr(neuron, "after_pool") and not _is_watched(neuron)
+    return _stands_for_forward(type(neuron), "after_pool") and not _is_watched(neuron)
+
+
+@cache
+def _stands_for_forward(kind: type, method: str) -> bool:
+    """Whether a method may run in place of forward: both are of one class, so that no subclass has a forward of its own."""
+    owners = [next((k for k in kind.__mro__ if name in vars(k)), None) for name in (method, "forward")]
+    return owners[0] is not None and owners[0] is owners[1]
 
 
 def _conv_pooled(conv: Conv2d, pool: AvgPool2d, x: Tensor) -> tuple[Tensor, Tensor, int]:

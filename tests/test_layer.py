@@ -215,3 +215,16 @@ def test_gradients_reach_every_parameter():
 def test_refusals_name_the_culprit(call, message):
     with pytest.raises(SpikingError, match=message):
         call()
+
+
+class Twice(LIF):
+    """A neuron with a forward of its own."""
+
+    def forward(self, x, state=None, return_state=False):
+        return super().forward(2 * x, state, return_state)
+
+
+@pytest.mark.parametrize("before", [layer.AvgPool2d(2), layer.MaxPool2d(2)])
+def test_a_forward_of_ones_own_is_what_runs_after_a_pool(before):
+    x = seeded(4, 2, 3, 6, 6)
+    assert torch.equal(layer.Sequential(before, Twice())(x), LIF()(2 * before(x)))

@@ -173,9 +173,17 @@ def test_states_stay_on_the_grid_and_in_the_range(bits, limit, seed):
     assert float(integers.max()) <= 2 ** (bits - 1) - 1
 
 
-def test_no_kernel_takes_the_rounding_along():
-    layer = FixedPoint(spiking.LIF(), 4, 1.0)
-    assert layer.after_linear(torch.zeros(3, 2, 5), torch.zeros(4, 5), None, None) is None
+@pytest.mark.parametrize("training", [True, False])
+def test_no_faster_pass_leaves_the_rounding_out(training):
+    """Sequential runs some layers together with the neuron after them; a watched layer always runs by itself."""
+    layers = [spiking.BatchNorm2d(2), spiking.AvgPool2d(2), FixedPoint(spiking.LIF(threshold=0.5), 3, 1.0)]
+    net = spiking.Sequential(*layers, spiking.MaxPool2d(2), FixedPoint(spiking.LIF(threshold=0.3), 3, 1.0))
+    net.train(training)
+    x = torch.randn(6, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    _, states = net(x, return_state=True)
+    for state in (states[2], states[4]):
+        assert torch.equal(state.v * 4, (state.v * 4).round())
+        assert state.v.any()
 
 
 def test_wide_states_change_nothing():
