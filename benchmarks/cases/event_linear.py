@@ -8,6 +8,7 @@ On CUDA the rows are those of event_cuda.py.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
@@ -100,7 +101,7 @@ def _line(shape: tuple[int, int, int], weight: Tensor, bias: Tensor, device: str
     """The event-driven kernel alone, over densities: the rows of the fit."""
     w, b = weight.to(device), bias.to(device)
     inputs = {density: _spikes(*shape[:2], density).to(device) for density in FIT}
-    calls = {density: (lambda x=x: F.event_linear(x, w, b)) for density, x in inputs.items()}
+    calls = {density: functools.partial(F.event_linear, x, w, b) for density, x in inputs.items()}
     names = {f"{100 * density:g} %": call for density, call in calls.items()}
     for (name, times), x in zip(interleaved(names, max(3, repeats // 3), 2, in_a_row=3).items(), inputs.values()):
         note = f"{int(x.count_nonzero())} spikes"
