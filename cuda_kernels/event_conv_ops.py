@@ -126,7 +126,7 @@ class Spikes(NamedTuple):
 
     masks: Tensor  # [images, groups, height, width, chunks of 32 channels]
     ones: bool
-    count: int
+    n: int
 
 
 def _module_for(dtype: torch.dtype, weight: Tensor, device: torch.device, g: Geometry) -> Any:

@@ -374,7 +374,7 @@ def _refuse_timeless(layer: nn.Module, x: Tensor) -> None:
         )
 
 
-def _drives(layer: nn.Module, following: nn.Module, x: Tensor) -> bool:
+def _drives(layer: nn.Module, following: Any, x: Tensor) -> bool:
     """Whether the next layer may be asked to take this linear layer's work along; nobody must be watching what passes between."""
     if not cuda_event.here(x):
         return False
@@ -411,7 +411,7 @@ def _pools(pool: nn.Module, x: Tensor) -> bool:
     return fits and not _is_watched(pool)
 
 
-def _may_follow(neuron: nn.Module) -> bool:
+def _may_follow(neuron: Any) -> bool:
     return _stands_for_forward(type(neuron), "after_pool") and not _is_watched(neuron)
 
 

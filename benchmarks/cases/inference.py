@@ -126,7 +126,7 @@ def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
         ours = compile_events(net, x)
         theirs = {DENSE: Network(net, TorchLIF), FOLDED: Network(net, TorchLIF, fold=True)}
         for name in peers.installed(*PEERS):
-            make = peers.NEURONS[name]
+            make: Callable[..., nn.Module] = peers.NEURONS[name]
             theirs[name] = Network(net, functools.partial(make, reset_delay=False) if name == "snntorch" else make)
         notes = check(net, ours, theirs, x)
         notes[OURS] += f"; {densities(net, x)}; {n} {source} recordings"
@@ -223,7 +223,7 @@ def _events(net: NMNISTNet, ours: EventNetwork, events: Any, n: int) -> Iterable
             _, membrane = ours.run_events(held["events"], STEP_US * 1e-6, start=0, clip=True, return_membrane=True)
             return membrane.mean(0)
 
-        calls = {
+        calls: dict[str, Callable[[], Tensor]] = {
             DENSE: functools.partial(framed, dense.scores),
             OURS: functools.partial(framed, ours.scores),
             "spiking, run_events": raw,

@@ -11,6 +11,7 @@ three steps above what the process held before the first, when weights and data 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     check(curves)
     trainers = {name: Trainer(name, sizes, device) for name in names}
     x, labels = batch(sizes, 0, device)
-    calls = {name: (lambda t=trainer: t.step(x, labels)) for name, trainer in trainers.items()}
+    calls = {name: functools.partial(trainer.step, x, labels) for name, trainer in trainers.items()}
     seconds = interleaved(calls, 3 if quick else 6, 3, in_a_row=3)
     for name, times in seconds.items():
         apart = max(abs(a - b) / b for a, b in zip(curves[name], curves[OURS]))
@@ -84,7 +85,7 @@ def network(name: str, sizes: Sequence[int], save: F.Save) -> nn.Module:
         parts += [layer(inputs, outputs), neuron()]
     net = whole(*parts, layer(sizes[-2], sizes[-1]))
     with torch.no_grad():
-        for linear, gain in zip(net[::2], GAINS):
+        for linear, gain in zip([p for p in net.children() if isinstance(p, nn.Linear)], GAINS):
             linear.weight.mul_(gain)
     return net
 
@@ -119,7 +120,7 @@ class Trainer:
     def activity(self, x: Tensor) -> str:
         """The share of spikes that each layer is given."""
         given = []
-        for layer in self.net:
+        for layer in self.net.children():
             if isinstance(layer, nn.Linear):
                 given.append(f"{100 * x.count_nonzero().item() / x.numel():.1f}")
             x = layer(x)

@@ -263,8 +263,8 @@ def _price(
     model.to("cpu").eval()
     n = min(TRACED, len(test))
     with torch.no_grad(), record(model, keep_spikes=1) as trace:
-        for first in range(0, n, 50):
-            x, _ = test.batch(np.arange(first, min(first + 50, n)), None)
+        for at in range(0, n, 50):
+            x, _ = test.batch(np.arange(at, min(at + 50, n)), None)
             model(x)
     x, labels = test.batch(np.arange(1), None)
     shown = trace.recordings[0]
