@@ -381,7 +381,7 @@ def _drives(layer: nn.Module, following: Any, x: Tensor) -> bool:
     watched = (
         layer._forward_hooks or layer._forward_pre_hooks or following._forward_hooks or following._forward_pre_hooks
     )
-    return type(layer) is Linear and _stands_for_forward(type(following), "after_linear") and not watched
+    return type(layer) is Linear and _stands_for_forward(type(following), "after_linear") and not watched  # type: ignore[arg-type]
 
 
 def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[Any, ...] | None:
@@ -412,7 +412,7 @@ def _pools(pool: nn.Module, x: Tensor) -> bool:
 
 
 def _may_follow(neuron: Any) -> bool:
-    return _stands_for_forward(type(neuron), "after_pool") and not _is_watched(neuron)
+    return _stands_for_forward(type(neuron), "after_pool") and not _is_watched(neuron)  # type: ignore[arg-type]
 
 
 @cache
