@@ -1,6 +1,6 @@
 """What would other libraries' networks cost in hardware? Record them as they are, price them, write the report.
 
-    python examples/peer_energy.py snntorch|spikingjelly [--out report.html]
+    python examples/peer_energy.py [snntorch|spikingjelly] [--out report.html]
 
 `snntorch` is the convolutional network of snnTorch's tutorial 6, whose loop over time lies outside of the network;
 `spikingjelly` is the library's own network for N-MNIST, which takes whole sequences. Both are untrained here, so that the script
@@ -8,6 +8,7 @@ needs no data: put your own weights and recordings in their place. Needs `pip in
 """
 
 import argparse
+import importlib.util
 
 import torch
 from torch import nn
@@ -56,14 +57,20 @@ def spikingjelly_nmnist() -> spiking.EventTrace:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library", choices=["snntorch", "spikingjelly"])
+    parser.add_argument("library", choices=["snntorch", "spikingjelly"], nargs="?", default="snntorch")
+    parser.add_argument("--quick", action="store_true", help="for tests: price the networks, write no page")
     parser.add_argument("--out", default="report.html", help="the page to write; its figures go beside it as JSON")
     arguments = parser.parse_args()
+    if importlib.util.find_spec(arguments.library) is None:
+        print(f"{arguments.library} is not installed; pip install 'spiking[peers]' brings it")
+        return
     torch.manual_seed(0)
     trace = {"snntorch": snntorch_tutorial, "spikingjelly": spikingjelly_nmnist}[arguments.library]()
     estimates = hw_models.compare(trace, ["digital-45nm", "digital-sram"])
     for found in estimates:
         print(f"{found.hardware.name:<14} {hw_models.si(found.energy.nominal, 'J')} per sample; {found.summary()}")
+    if arguments.quick:
+        return
     hw_models.report(estimates, arguments.out, title=f"A network of {arguments.library}, untrained")
     print(f"report: {arguments.out}")
 
