@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -381,7 +380,7 @@ def _drives(layer: nn.Module, following: Any, x: Tensor) -> bool:
     watched = (
         layer._forward_hooks or layer._forward_pre_hooks or following._forward_hooks or following._forward_pre_hooks
     )
-    return type(layer) is Linear and _stands_for_forward(type(following), "after_linear") and not watched  # type: ignore[arg-type]
+    return type(layer) is Linear and _stands_for_forward(type(following), "after_linear") and not watched
 
 
 def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[Any, ...] | None:
@@ -412,10 +411,9 @@ def _pools(pool: nn.Module, x: Tensor) -> bool:
 
 
 def _may_follow(neuron: Any) -> bool:
-    return _stands_for_forward(type(neuron), "after_pool") and not _is_watched(neuron)  # type: ignore[arg-type]
+    return _stands_for_forward(type(neuron), "after_pool") and not _is_watched(neuron)
 
 
-@cache
 def _stands_for_forward(kind: type, method: str) -> bool:
     """Whether a method may run in place of forward: both are of one class, so that no subclass has a forward of its own."""
     owners = [next((k for k in kind.__mro__ if name in vars(k)), None) for name in (method, "forward")]
