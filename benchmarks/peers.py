@@ -42,7 +42,7 @@ class SpikingJelly(nn.Module):
         self.node.step_mode = "m"
         return self.node(x)
 
-    def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def advance(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         if state is None:
             self.node.reset()
             self.node.step_mode = "s"
@@ -68,7 +68,7 @@ class SnnTorch(nn.Module):
             spikes.append(s)
         return torch.stack(spikes)
 
-    def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def advance(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return self.node(x_t, self.node.reset_mem() if state is None else state)
 
 
@@ -92,7 +92,7 @@ class Norse(nn.Module):
             spikes.append(s)
         return torch.stack(spikes)
 
-    def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def advance(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return self.node(x_t * self.gain, state)
 
 

@@ -41,7 +41,7 @@ class TorchLIF(nn.Module):
         super().__init__()
         self.beta = beta
 
-    def step(self, x_t: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def advance(self, x_t: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         h = x_t if v is None else self.beta * v + x_t
         s = (h >= 1.0).to(h.dtype)
         return s, h - s
@@ -49,7 +49,7 @@ class TorchLIF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         v, spikes = None, []
         for x_t in x.unbind(0):
-            s, v = self.step(x_t, v)
+            s, v = self.advance(x_t, v)
             spikes.append(s)
         return torch.stack(spikes)
 
@@ -84,8 +84,8 @@ class Network:
         before = [None] * (len(self.layers) + 1) if state is None else state
         for layer, own in zip(self.layers, before):
             new = None
-            if hasattr(layer, "step"):
-                x, new = layer.step(x, own)
+            if hasattr(layer, "advance"):
+                x, new = layer.advance(x, own)
             else:
                 x = layer(x)
             after.append(new)
