@@ -70,7 +70,7 @@ class Network:
         steps, batch = x.shape[:2]
         x = x.flatten(0, 1)
         for layer in self.layers:
-            neuron = hasattr(layer, "step")
+            neuron = hasattr(layer, "advance")
             x = layer(x.unflatten(0, (steps, batch))).flatten(0, 1) if neuron else layer(x)
         v = total = torch.zeros_like(x[:batch])
         for current in x.unflatten(0, (steps, batch)):
