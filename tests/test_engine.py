@@ -29,13 +29,6 @@ module = backend.compiled()
 pytestmark = pytest.mark.skipif(module is None, reason="the compiled module was not built")
 
 
-@pytest.fixture(params=module.levels() if module else [])
-def level(request):
-    module.set_level(request.param)
-    yield request.param
-    module.set_level(module.levels()[0])
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     threads = torch.get_num_threads()

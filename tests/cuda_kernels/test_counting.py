@@ -18,13 +18,6 @@ VALUES = {
 }
 
 
-@pytest.fixture(params=module.levels() if module else [])
-def level(request):
-    module.set_level(request.param)
-    yield request.param
-    module.set_level(module.levels()[0])
-
-
 def _check(x, steps, fan, fan_nonzero):
     found = counting.count(x, steps, fan, fan_nonzero)
     hit = x != 0

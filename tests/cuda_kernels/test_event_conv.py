@@ -25,13 +25,6 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=module.levels() if module else [])
-def level(request):
-    module.set_level(request.param)
-    yield request.param
-    module.set_level(module.levels()[0])
-
-
 def _case(name, dtype=torch.float64, density=0.2, graded=False):
     g = torch.Generator().manual_seed(3)
     size, kernel, call = SHAPES[name]

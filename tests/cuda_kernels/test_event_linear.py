@@ -23,15 +23,11 @@ TIGHT = {
 }  # times the sum of magnitudes: rounding of each addition
 
 
-@pytest.fixture(params=module.levels() if module else ["reference"])
-def level(request):
-    if module is None:
-        yield request.param
-        return
-    module.set_level(request.param)
+@pytest.fixture
+def level(level):
+    """The shared fixture, with no panels kept from the level before."""
     event_linear_ops.release()
-    yield request.param
-    module.set_level(module.levels()[0])
+    return level
 
 
 def case(rows, inputs, outputs, dtype, density=0.2, ones=True, seed=0):

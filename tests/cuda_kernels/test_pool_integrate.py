@@ -24,13 +24,6 @@ NEURONS = {
 }
 
 
-@pytest.fixture(params=module.levels() if module else [])
-def level(request):
-    module.set_level(request.param)
-    yield request.param
-    module.set_level(module.levels()[0])
-
-
 def _one_by_one(layers, x):
     for layer in layers:
         x = layer(x)
