@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .fold import gain_and_shift
 from .functional import check_beta, check_threshold
 from .layer import (
     AvgPool2d,
@@ -211,15 +212,6 @@ class Link:
 def padded(channels: int) -> int:
     """Channels with padding: whole vectors, or a power of two below one."""
     return -(-channels // LANES) * LANES if channels > LANES // 2 else 1 << (channels - 1).bit_length()
-
-
-def gain_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """Batch normalisation in evaluation as y = gain·x + shift, [C] each, in float64."""
-    scale = norm.alpha * norm.threshold if isinstance(norm, (TDBatchNorm1d, TDBatchNorm2d)) else 1.0
-    weight = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.detach()
-    gain = weight.double() * scale / (norm.running_var.double() + norm.eps).sqrt()
-    bias = 0.0 if norm.bias is None else norm.bias.detach().double()
-    return gain, bias - norm.running_mean.double() * gain
 
 
 def _per_channel(values: Tensor, shape: Sequence[int]) -> Tensor:
