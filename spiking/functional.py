@@ -201,13 +201,7 @@ def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         raise SpikingError(
             f"event_linear.bias: got shape {list(bias.shape)}; expected [{weight.shape[0]}], one per output."
         )
-    if not x.is_floating_point():
-        x = x.to(weight.dtype)
-    if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
-        got = x.dtype if x.dtype != weight.dtype else bias.dtype  # type: ignore[union-attr]
-        raise SpikingError(
-            f"event_linear: got {got} beside a weight of {weight.dtype}; expected one dtype. Convert one of them."
-        )
+    x = _in_one_dtype("event_linear", x, weight, bias)
     return event_linear_ops.event_linear(x, weight, bias)
 
 
@@ -256,16 +250,21 @@ def event_conv2d(
         raise SpikingError(
             f"event_conv2d.bias: got shape {list(bias.shape)}; expected [{weight.shape[0]}], one per output channel."
         )
-    if not x.is_floating_point():
-        x = x.to(weight.dtype)
-    if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
-        got = x.dtype if x.dtype != weight.dtype else bias.dtype  # type: ignore[union-attr]
-        raise SpikingError(
-            f"event_conv2d: got {got} beside a weight of {weight.dtype}; expected one dtype. Convert one of them."
-        )
+    x = _in_one_dtype("event_conv2d", x, weight, bias)
     images = x.flatten(0, 1) if x.dim() == 5 else x
     y = event_conv_ops.event_conv2d(images, weight, bias, steps, pads, groups)
     return y.unflatten(0, x.shape[:2]) if x.dim() == 5 else y
+
+
+def _in_one_dtype(where: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Spikes that are integers or bools in the dtype of the weight; floating ones, and the bias, have to have it already."""
+    x = x if x.is_floating_point() else x.to(weight.dtype)
+    for given in (x, bias):
+        if given is not None and given.dtype != weight.dtype:
+            raise SpikingError(
+                f"{where}: got {given.dtype} beside a weight of {weight.dtype}; expected one dtype. Convert one of them."
+            )
+    return x
 
 
 def _pair_of(name: str, given: int | tuple[int, int], least: int) -> list[int]:
