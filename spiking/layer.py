@@ -377,9 +377,7 @@ def _drives(layer: nn.Module, following: Any, x: Tensor) -> bool:
     """Whether the next layer may be asked to take this linear layer's work along; nobody must be watching what passes between."""
     if not cuda_event.here(x):
         return False
-    watched = (
-        layer._forward_hooks or layer._forward_pre_hooks or following._forward_hooks or following._forward_pre_hooks
-    )
+    watched = _is_watched(layer) or _is_watched(following)
     return type(layer) is Linear and _stands_for_forward(type(following), "after_linear") and not watched
 
 
