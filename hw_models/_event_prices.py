@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from spiking.hw_models.energy import Estimate, _snn, estimate
+from spiking.hw_models.energy import Estimate, estimate, spiking_costs
 from spiking.hw_models.hardware import Hardware
 from spiking.hw_models.mapping import Placement
 from spiking.hw_models.mesh import spike_prices
@@ -83,7 +83,7 @@ class EventPrices:
             kept = () if _follows_spikes(row, self.trace) else ("pool_adds",)
             rows.append(_probe(row, kind_of(row.name), events_of(row.name), kept))
         found = dict.fromkeys(self.rows, 0.0)
-        for term in _snn(replace(self.trace, layers=rows), self.chip, *self._settings).terms:
+        for term in spiking_costs(replace(self.trace, layers=rows), self.chip, *self._settings).terms:
             found[term.layer] += term.amount * term.price.nominal
         return found
 

@@ -261,7 +261,7 @@ def estimate(
         raise SpikingError(f"estimate: got chips={chips}; expected 1 or more.")
     passes = ann_steps if ann_steps is not None else trace.n_steps if trace.recurrent else 1
     options = Options(chips, weight_sharing, adc, adc_bits, gating, ann_zeros)
-    costs = _snn(trace, chip, precision, accounting, reuse_static, options)
+    costs = spiking_costs(trace, chip, precision, accounting, reuse_static, options)
     equal = _ann(trace, chip, precision, accounting, passes, options)
     dynamic = costs.terms
     snn, ann = list(dynamic), list(equal.terms)
@@ -307,7 +307,7 @@ def estimate(
     return replace(found, warnings=check(found))
 
 
-def _snn(
+def spiking_costs(
     trace: EventTrace, chip: Hardware, precision: str, accounting: str, reuse_static: bool, options: Options
 ) -> Costs:
     if chip.kind == "mesh":

@@ -321,23 +321,28 @@ def meshes() -> Iterator[Check]:
 # arrays
 
 
+def tiling_of(case: dict[str, Any]) -> crossbar.Tiling:
+    """The tiling that a case of `expected/xbar.json` describes."""
+    return crossbar.tile(
+        case["weight_shape"],
+        groups=case["groups"],
+        positions=case["out_positions"],
+        rows=case["array_rows"],
+        columns=case["array_cols"],
+        weight_bits=case["weight_bits"],
+        cell_bits=case["cell_bits"],
+        differential=case["differential"],
+        input_bits=case["input_bits"],
+        dac_bits=case["dac_bits"],
+        spikes=case["spike_operand"],
+    )
+
+
 def arrays() -> Iterator[Check]:
     """Crossbars: tilings, and reads solved node by node against the formula without wires."""
     data = _read("xbar")
     for case in data["tilings"]:
-        found = crossbar.tile(
-            case["weight_shape"],
-            groups=case["groups"],
-            positions=case["out_positions"],
-            rows=case["array_rows"],
-            columns=case["array_cols"],
-            weight_bits=case["weight_bits"],
-            cell_bits=case["cell_bits"],
-            differential=case["differential"],
-            input_bits=case["input_bits"],
-            dac_bits=case["dac_bits"],
-            spikes=case["spike_operand"],
-        )
+        found = tiling_of(case)
         for name, value in case["expect"].items():
             yield Check(f"tiling {case['name']}: {name}", value, getattr(found, name), 1e-15, "closed formula")
     for case in data["arrays"]:

@@ -23,19 +23,7 @@ MODELS = json.loads((validation.DATA / "models.json").read_text())
 
 @pytest.mark.parametrize("case", XBAR["tilings"], ids=lambda c: c["name"])
 def test_tilings_are_the_golden_ones(case):
-    found = crossbar.tile(
-        case["weight_shape"],
-        groups=case["groups"],
-        positions=case["out_positions"],
-        rows=case["array_rows"],
-        columns=case["array_cols"],
-        weight_bits=case["weight_bits"],
-        cell_bits=case["cell_bits"],
-        differential=case["differential"],
-        input_bits=case["input_bits"],
-        dac_bits=case["dac_bits"],
-        spikes=case["spike_operand"],
-    )
+    found = validation.tiling_of(case)
     assert {name: getattr(found, name) for name in case["expect"]} == pytest.approx(case["expect"], rel=1e-15)
 
 
