@@ -497,6 +497,11 @@ def _with_shapes(found: list[tuple[str, Any]], example: Tensor, whole: str) -> t
                 x = copy.deepcopy(layer).eval()(x)
         except (SpikingError, RuntimeError, ValueError) as err:
             raise SpikingError(f'compile_events: layer "{name}": {err}') from err
+        if not isinstance(x, Tensor):
+            raise SpikingError(
+                f'compile_events: layer "{name}": {type(layer).__name__} gives a {type(x).__name__}; expected one tensor, '
+                "as every layer of a chain gives. Leave it out of what is compiled."
+            )
     return leaves, tuple(x.shape[2:])
 
 

@@ -865,6 +865,12 @@ def small_state():
     return small()(torch.zeros(SMALL), return_state=True)[1]
 
 
+def test_a_layer_that_gives_no_tensor_is_named():
+    net = spiking.Sequential(torch.nn.GRU(4, 4)).eval()
+    with pytest.raises(SpikingError, match=r'compile_events: layer "0": GRU gives a tuple; expected one tensor'):
+        spiking.compile_events(net, torch.zeros(6, 1, 4))
+
+
 def test_a_state_of_another_batch_is_refused():
     compiled = small()
     _, state = compiled(torch.zeros(SMALL), return_state=True)
