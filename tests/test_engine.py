@@ -867,7 +867,9 @@ def small_state():
 
 def test_a_layer_that_gives_no_tensor_is_named():
     net = spiking.Sequential(torch.nn.GRU(4, 4)).eval()
-    with pytest.raises(SpikingError, match=r'compile_events: layer "0": GRU gives a tuple; expected one tensor'):
+    with pytest.raises(
+        spiking.SpikingError, match=r'compile_events: layer "0": GRU gives a tuple; expected one tensor'
+    ):
         spiking.compile_events(net, torch.zeros(6, 1, 4))
 
 
