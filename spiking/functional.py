@@ -300,14 +300,33 @@ def integrate(
 
     `where` names the caller in errors. State rows: v, then the synaptic current or the threshold shift, then the refractory counter.
     """
+    s, last, _ = integrate_sending(where, x, state, rule, beta, threshold, beta_syn, save=save)
+    return s, last
+
+
+def integrate_sending(
+    where: str,
+    x: Tensor,
+    state: Tensor | None,
+    rule: Rule,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    beta_syn: float | Tensor = 0.0,
+    *,
+    save: Save = "value",
+) -> tuple[Tensor, Tensor, event_linear_ops.Membrane | None]:
+    """`integrate`, and what it keeps of membranes whose surrogate derivative is zero far from the threshold; None for all others."""
     _check_input(where, x, state, rule)
     params, inner, numbers = _cells(where, x, beta, threshold, beta_syn)
     integers, packed = ops.pack(rule, *numbers)
     mode = _save_mode(where, rule, save, x, state, params)
     if state is not None:
         state = state.to(ops.state_dtype(x.dtype))
-    s, last, _ = ops.integrate(x, state, params, inner, integers, packed, mode)
-    return s, last
+    s, last, kept = ops.integrate(x, state, params, inner, integers, packed, mode)
+    ends = math.isfinite(rule.surrogate.reach) and ops.SAVES[mode] in ("value", "half") and params is None
+    if not ends or rule.normalize or rule.reset_delay or not x.is_cpu:
+        return s, last, None
+    return s, last, event_linear_ops.Membrane(kept, numbers[1], rule.surrogate.reach)
 
 
 def pool_integrate(

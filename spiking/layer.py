@@ -398,7 +398,17 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
     if _drives(first, second, x):
         both = second.after_linear(x, first.weight, first.bias, states[1])
         return None if both is None else (both[0], None, both[1])
+    if _sends(first, second, x):
+        s, state, sent_by = first.sending(x, states[0])
+        return event_linear_ops.linear(s, second.weight, second.bias, sent_by), state, None
     return None
+
+
+def _sends(neuron: Any, linear: nn.Module, x: Tensor) -> bool:
+    """Whether a neuron may tell the linear layer after it which input gradients it will not use; nobody else may see them."""
+    if not hasattr(neuron, "sends") or type(linear) is not Linear or _is_watched(neuron) or _is_watched(linear):
+        return False
+    return neuron.sends() and x.dim() > 2 and x.shape[-1] == linear.in_features
 
 
 def _pools(pool: nn.Module, x: Tensor) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from spiking.cuda_kernels import event_linear_ops
 from spiking.cuda_kernels.reference import Rule
 
 from . import functional as F
@@ -85,6 +86,20 @@ class Neuron(nn.Module, ABC):
         rows = None if state is None else self._rows(state, x)
         s, last = F.integrate(type(self).__name__, x, rows, self.rule, **self.cells(), save=self.save)  # type: ignore[arg-type]
         return (s, self.state_type(*last.unbind(0))) if return_state else s
+
+    def sends(self) -> bool:
+        """Whether `sending` may run in place of a call, and tells a linear layer something of use: the surrogate derivative ends."""
+        plain = type(self).forward is Neuron.forward
+        return plain and math.isfinite(self.rule.surrogate.reach) and torch.is_grad_enabled()
+
+    def sending(
+        self, x: Tensor, state: NeuronState | None
+    ) -> tuple[Tensor, NeuronState, event_linear_ops.Membrane | None]:
+        """Spikes, state, and the membranes from which a linear layer sees which of its input gradients will be multiplied with zero."""
+        rows = None if state is None else self._rows(state, x)
+        call = (type(self).__name__, x, rows, self.rule)
+        s, last, sent_by = F.integrate_sending(*call, **self.cells(), save=self.save)  # type: ignore[arg-type]
+        return s, self.state_type(*last.unbind(0)), sent_by
 
     def after_linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, state: NeuronState | None

@@ -1,5 +1,6 @@
 """Who decides between dense and event-driven, the cost model behind it, and that no choice changes a result."""
 
+import itertools
 import json
 import threading
 
@@ -202,6 +203,84 @@ def test_a_model_trains_alike_with_and_without_events_and_accumulated_gradients(
         return found
 
     assert_close(torch.tensor(losses("always")), torch.tensor(losses("never")), rtol=1e-4, atol=1e-5)
+
+
+# What a neuron tells the layer after it
+
+
+def _compact_net(surrogate, **options):
+    torch.manual_seed(0)
+    sizes = (200, 96, 80, 10)
+    layers = [
+        part
+        for a, b in itertools.pairwise(sizes)
+        for part in (spiking.Linear(a, b), spiking.LIF(surrogate=surrogate, **options))
+    ]
+    net = spiking.Sequential(*layers[:-1]).double()
+    with torch.no_grad():
+        for layer in net[::2]:
+            layer.weight.mul_(3)
+    return net
+
+
+@pytest.fixture
+def restricted(monkeypatch):
+    """How many input gradients were asked for with what is known of the neurons."""
+    log = []
+    op = torch.ops.spiking.event_input_grad
+    monkeypatch.setattr(torch.ops.spiking, "event_input_grad", lambda *a: log.append(a[0].shape) or op(*a))
+    return log
+
+
+@needs_kernels
+@pytest.mark.parametrize("surrogate", [spiking.surrogate.Triangle(2.0), spiking.surrogate.Rectangle(3.0)], ids=repr)
+@pytest.mark.parametrize("save", ["value", "half"])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+@pytest.mark.parametrize("detach_reset", [True, False])
+def test_gradients_that_a_neuron_multiplies_with_zero_are_left_out(restricted, surrogate, save, reset, detach_reset):
+    x = spikes(6, 5, 200, density=0.1, dtype=torch.float64)
+    grads = {}
+    for mode in ("always", "never"):
+        net = _compact_net(surrogate, save=save, reset=reset, detach_reset=detach_reset)
+        with spiking.event_driven(mode):
+            y, state = net(x, return_state=True)
+            (y.square().sum() + state[1].v.sum() + state[3].v.square().sum()).backward()
+        grads[mode] = [p.grad for p in net.parameters()]
+    assert len(restricted) == 2  # the input of the second and of the third layer, in the first run
+    for got, expected in zip(*grads.values()):
+        # half keeps 11 bits of each membrane, and its last one hangs on the order of summation
+        assert_close(got, expected, rtol=1e-10 if save == "value" else 2e-3, atol=1e-10 if save == "value" else 1e-4)
+
+
+@needs_kernels
+def test_nobody_who_watches_spikes_meets_a_gradient_that_was_left_out(restricted):
+    x = spikes(6, 5, 200, density=0.1, dtype=torch.float64)
+    seen = []
+    net = _compact_net(spiking.surrogate.Triangle(2.0))
+    net[1].register_forward_hook(lambda module, given, s: s.register_hook(seen.append))
+    with spiking.event_driven("always"):
+        net(x).square().sum().backward()
+    assert len(restricted) == 1  # the third layer's input only
+    assert bool((seen[0] != 0).all())
+
+
+@pytest.mark.parametrize(
+    "change", [{"normalize": True}, {"reset_delay": True}, {"refractory": 2}, {"learn_threshold": True}]
+)
+def test_neurons_with_another_backward_tell_nothing(restricted, change):
+    net = _compact_net(spiking.surrogate.Triangle(2.0), **change)
+    with spiking.event_driven("always"):
+        net(spikes(6, 5, 200, density=0.1, dtype=torch.float64)).square().sum().backward()
+    assert restricted == []
+
+
+def test_training_with_compact_surrogates_compiles_whole():
+    torch.compiler.reset()
+    net, x = _compact_net(spiking.surrogate.Triangle(2.0)), spikes(6, 5, 200, density=0.1, dtype=torch.float64)
+    whole = torch.compile(net, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(whole(x).square().sum(), list(net.parameters()))
+    for a, b in zip(got, torch.autograd.grad(net(x).square().sum(), list(net.parameters()))):
+        assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 # The cost model

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.cuda_kernels import backend, event_linear_ops
+from spiking.cuda_kernels import backend, event_linear_ops, ops
 from torch.nn import functional as tf
 from torch.testing import assert_close
 
+import spiking
 from spiking import functional as F
 from spiking.errors import SpikingError
 
@@ -339,3 +340,39 @@ def test_inference_tensors_are_multiplied_but_not_remembered():
         for _ in range(2):
             assert_close(F.event_linear(x, weight, bias), tf.linear(x, weight, bias))
             weight.mul_(2)
+
+
+# Input gradients of neurons without a derivative
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 70, 5), (33, 300, 130), (4, 129, 64)])
+@pytest.mark.parametrize("dtype", list(TIGHT))
+@pytest.mark.parametrize("codes", [False, True])
+def test_input_gradients_are_exact_where_the_derivative_is_not_zero(level, shape, dtype, codes):
+    rows, inputs, outputs = shape
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=g).to(dtype)
+    grad_y = torch.randn(rows, outputs, generator=g).to(dtype)
+    u = torch.randn(rows, inputs, generator=g)
+    u[0, 0] = float("nan")
+    membrane = u.half().view(torch.int16) if codes else (u + 0.75).to(ops.state_dtype(dtype))
+    F.event_linear(torch.zeros(1, inputs, dtype=dtype), weight)  # makes the panels
+    with spiking.event_driven("always"):
+        got = torch.ops.spiking.event_input_grad(grad_y, weight, membrane, 0.75, 0.5)
+    expected = grad_y.double() @ weight.double()
+    free = ~(u.abs() >= 0.5)
+    assert_sums(
+        torch.where(free, got, 0), torch.where(free, expected, 0), grad_y.double().abs() @ weight.double().abs(), dtype
+    )
+    surely_not = u.abs() > 0.503
+    assert bool((got[surely_not] == 0).all())
+    torch.library.opcheck(torch.ops.spiking.event_input_grad.default, (grad_y, weight, membrane, 0.75, 0.5))
+
+
+@needs_kernels
+def test_where_most_neurons_have_a_derivative_the_dense_product_is_taken():
+    grad_y, weight = torch.randn(20, 64), torch.randn(64, 100)
+    F.event_linear(torch.zeros(1, 100), weight)
+    got = torch.ops.spiking.event_input_grad(grad_y, weight, torch.zeros(20, 100), 0.0, 0.5)
+    assert torch.equal(got, grad_y @ weight)
