@@ -36,6 +36,19 @@ UNITS = {
     "mW": ("W", 1e-3),
     "W": ("W", 1.0),
     "MHz": ("Hz", 1e6),
+    "uS": ("S", 1e-6),
+    "1/uS": ("1/S", 1e6),
+    "1/uS2": ("1/S2", 1e12),
+    "1/uS3": ("1/S3", 1e18),
+    "V": ("V", 1.0),
+    "nA": ("A", 1e-9),
+    "A/V2": ("A/V2", 1.0),
+    "A/V3": ("A/V3", 1.0),
+    "Ohm": ("Ohm", 1.0),
+    "kOhm": ("Ohm", 1e3),
+    "K": ("K", 1.0),
+    "1/K": ("1/K", 1.0),
+    "eV": ("J", 1.602176634e-19),
     "um2": ("m2", 1e-12),
     "mm2": ("m2", 1e-6),
     "bit": ("bit", 1.0),
@@ -122,23 +135,31 @@ def load(hardware: str | PathLike[str] | Hardware) -> Hardware:
     """
     if isinstance(hardware, Hardware):
         return hardware
-    text = os.fspath(hardware)
+    data, path = read_description(hardware, _CHIPS, "hardware", "chip")
+    return _parse(data, path)
+
+
+def read_description(name: str | PathLike[str], folder: Path, what: str, kind: str) -> tuple[dict[str, Any], str]:
+    """The content of a description, by name from the folder or by path, and the path it was read from.
+
+    Errors: SpikingError naming near names, or the file that cannot be read.
+    """
+    text = os.fspath(name)
     path = Path(text)
     if not text.endswith(".toml"):
-        names = available()
+        names = sorted(p.stem for p in folder.glob("*.toml"))
         if text not in names:
             near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names
             raise SpikingError(
-                f"hardware: got {text!r}; expected a .toml file or a known chip, such as {', '.join(near)}."
+                f"{what}: got {text!r}; expected a .toml file or a known {kind}, such as {', '.join(near)}."
             )
-        path = _CHIPS / f"{text}.toml"
+        path = folder / f"{text}.toml"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
     except OSError as err:
-        raise SpikingError(f"{path}: the hardware file cannot be read: {err.strerror}.") from err
+        raise SpikingError(f"{path}: the {what} file cannot be read: {err.strerror}.") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise SpikingError(f"{path}: this is not TOML: {err}.") from err
-    return _parse(data, str(path))
 
 
 def _parse(data: dict[str, Any], path: str) -> Hardware:
@@ -148,13 +169,7 @@ def _parse(data: dict[str, Any], path: str) -> Hardware:
                 f"{path}: got {key}={data.get(key)!r}; every hardware file states name, node_nm, voltage "
                 "and [[constant]] tables."
             )
-    sources = {str(key): str(text).strip() for key, text in data.get("sources", {}).items()}
-    constants: dict[str, Constant] = {}
-    for entry in data["constant"]:
-        constant = _constant(entry, path, sources)
-        if constant.name in constants:
-            raise SpikingError(f"{path}: {constant.name}: the constant is given twice; expected once.")
-        constants[constant.name] = constant
+    constants, sources = read_constants(data, path)
     return Hardware(
         name=data["name"],
         title=str(data.get("title", data["name"])),
@@ -168,7 +183,26 @@ def _parse(data: dict[str, Any], path: str) -> Hardware:
     )
 
 
-def _constant(entry: dict[str, Any], path: str, sources: dict[str, str]) -> Constant:
+def read_constants(
+    data: dict[str, Any], path: str, marks: dict[str, str] = MARKS, signed: bool = False
+) -> tuple[dict[str, Constant], dict[str, str]]:
+    """The `[[constant]]` tables of a description by name, and its `[sources]`; `signed` admits zero and negative values.
+
+    Errors: SpikingError naming the file and the constant.
+    """
+    sources = {str(key): str(text).strip() for key, text in data.get("sources", {}).items()}
+    constants: dict[str, Constant] = {}
+    for entry in data["constant"]:
+        constant = _constant(entry, path, sources, marks, signed)
+        if constant.name in constants:
+            raise SpikingError(f"{path}: {constant.name}: the constant is given twice; expected once.")
+        constants[constant.name] = constant
+    return constants, sources
+
+
+def _constant(
+    entry: dict[str, Any], path: str, sources: dict[str, str], marks: dict[str, str], signed: bool
+) -> Constant:
     name = entry.get("name")
     if not isinstance(name, str) or not name:
         raise SpikingError(f"{path}: got a constant without a name; expected name, value, unit and source.")
@@ -188,14 +222,16 @@ def _constant(entry: dict[str, Any], path: str, sources: dict[str, str]) -> Cons
                 f"{where}: got source {key!r}; expected a key of [sources]: {', '.join(sources) or 'none'}."
             )
     mark = entry.get("mark")
-    if mark not in MARKS:
-        raise SpikingError(f"{where}: got mark {mark!r}; expected {', '.join(f'{k} ({v})' for k, v in MARKS.items())}.")
+    if mark not in marks:
+        raise SpikingError(f"{where}: got mark {mark!r}; expected {', '.join(f'{k} ({v})' for k, v in marks.items())}.")
     value: Any = entry.get("value")
     low: Any = entry.get("low", value)
     high: Any = entry.get("high", value)
     for what, number in (("value", value), ("low", low), ("high", high)):
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number <= 0:
-            raise SpikingError(f"{where}: got {what}={number!r}; expected a finite number above 0.")
+        finite = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        if not finite or (number <= 0 and not signed):
+            above = "" if signed else " above 0"
+            raise SpikingError(f"{where}: got {what}={number!r}; expected a finite number{above}.")
     if not low <= value <= high:
         raise SpikingError(f"{where}: got low={low}, value={value}, high={high}; expected low <= value <= high.")
     si_unit, factor = UNITS[unit]
