@@ -164,9 +164,7 @@ class _Reader:
                 values[name] = self.coefficients(slot, out, unit == "out/S^k")
             elif (
                 unit == "uS" and f"{slot}_{name}" in self.constants and self.constants[f"{slot}_{name}"].si_unit == "A"
-            ):
-                values[name] = self.current_as_conductance(f"{slot}_{name}")
-            elif unit == "out" and out == "S" and self.constants.get(f"{slot}_{name}", _NONE).si_unit == "A":
+            ) or (unit == "out" and out == "S" and self.constants.get(f"{slot}_{name}", _NONE).si_unit == "A"):
                 values[name] = self.current_as_conductance(f"{slot}_{name}")
             else:
                 default = 0.0 if name in ("reference", "floor") else None

@@ -514,6 +514,11 @@ class Devices:
             self._written = cell.programming.apply(self._aim, cell.span, self._own, cycle)
         self._written = self._with_faults(self._written)
 
+    @property
+    def shape(self) -> torch.Size:
+        """One device for each element."""
+        return self._target.shape
+
     def rewritten(self) -> Devices:
         """The same devices after one more write: what belongs to the device stays, what belongs to the write is new."""
         return Devices(self.cell, self._target / MICRO, self._own.seed, self._own.index, self.cycle + 1)

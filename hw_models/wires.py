@@ -49,6 +49,9 @@ class Wires(NamedTuple):
         return Wires(self.bit, self.word, self.sense, self.driver)
 
 
+NO_RESISTANCE = Wires()
+
+
 class NodeSolution(NamedTuple):
     """Voltages of all nodes, currents of all devices and the output currents: [m, n, p] and [p, n] for p input vectors."""
 
@@ -73,7 +76,9 @@ def solve_nodes(G: Tensor, V: Tensor, wires: Wires, floating: Tensor | None = No
 
     _check(G, wires)
     if V.dim() != 2 or V.shape[0] != G.shape[0]:
-        raise SpikingError(f"solve_nodes: got voltages of shape {list(V.shape)}; expected [{G.shape[0]}, p], one a row.")
+        raise SpikingError(
+            f"solve_nodes: got voltages of shape {list(V.shape)}; expected [{G.shape[0]}, p], one a row."
+        )
     g, v = G.detach().double().cpu().numpy(), V.detach().double().cpu().numpy()
     (m, n), p = g.shape, v.shape[1]
     drive = np.ones(m, bool) if floating is None else ~floating.cpu().numpy()
@@ -113,8 +118,12 @@ def solve_nodes(G: Tensor, V: Tensor, wires: Wires, floating: Tensor | None = No
         connect(bit[-1], none[:1].repeat(n), np.full(n, 1 / (wires.bit + wires.sense)))
         connect(bit[1:].ravel(), bit[:-1].ravel(), np.full((m - 1) * n, 1 / wires.bit))
     if size:
-        matrix = coo_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), (size, size)).tocsc()
-        solution = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}).solve(right)
+        matrix = coo_matrix(
+            (np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), (size, size)
+        ).tocsc()
+        solution = splu(
+            matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        ).solve(right)
     else:
         solution = right
     V_wl = solution[word] if wires.word else np.repeat(v[:, None], n, axis=1)
@@ -147,7 +156,9 @@ def effective_matrix(G: Tensor, wires: Wires, floating: Tensor | None = None) ->
         return g.clone()
     if not wires.word:
         if floating is not None and bool(floating.any()):
-            raise SpikingError("effective_matrix: got floating rows with word lines of 0 ohms; expected wires.word above 0.")
+            raise SpikingError(
+                "effective_matrix: got floating rows with word lines of 0 ohms; expected wires.word above 0."
+            )
         return g * _along(g.transpose(-1, -2).flip(-1), wires.bit, wires.sense).flip(-1).transpose(-1, -2)
     if not wires.bit:
         driven = _along(g, wires.word, wires.driver)
@@ -224,4 +235,4 @@ def _check(G: Tensor, wires: Wires) -> None:
         )
 
 
-__all__ = ["NodeSolution", "Wires", "effective_matrix", "solve_nodes"]
+__all__ = ["NO_RESISTANCE", "NodeSolution", "Wires", "effective_matrix", "solve_nodes"]

@@ -433,11 +433,11 @@ def test_a_file_of_ones_own(edited):
         ("pcm", 'flicker = "inverse-power"', 'flikker = "inverse-power"', r"\[forms\]: got 'flikker'"),
         ("pcm", 'retention = "power-law"', 'retention = "power"', r"got retention='power'"),
         ("rram-wan", 'aging = "log"', 'aging = "cubic"', r"got aging='cubic'; expected log or linear"),
-        ("rram-wan", 'retention = "relative-polynomial"', 'programming = "constant"\nretention = "relative-polynomial"', r"programming_value: the constant is missing"),
+        ("rram-wan", 'aging = "log"', 'programming = "constant"\naging = "log"', r"programming_value: the constant is missing"),
         ("rram-40nm", 'pairing = "two-sided"', 'pairing = "twin"', r"got pairing='twin'"),
         ("pcm", 'mark = "R"', 'mark = "X"', r"g_min: got mark 'X'; expected .*A \(assumed"),
         ("pcm", 'name = "pcm"', "name = 5", r"got name=5; every cell states"),
-        ("pcm", 'name = "v_read"\nvalue = 0.2\nlow = 0.05', 'name = "v_read"\nvalue = 0.0\nlow = 0.0', r"got v_read=0\.0; expected volts above 0"),
+        ("pcm", "value = 0.2\nlow = 0.05", "value = 0.0\nlow = 0.0", r"got v_read=0\.0; expected volts above 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named_with_the_constant(edited, preset, old, new, message):

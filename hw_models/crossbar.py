@@ -1,0 +1,579 @@
+"""A weight matrix on arrays of memory cells: pairs of devices, slices, converters, tiles, wires and noise.
+
+A weight W lies on devices as a difference of currents, W ~ Σ_k c_k·(G⁺_k - G⁻_k), where k counts the pairs of a weight:
+
+    one-sided   G⁺ = G_min + (G_max - G_min)·max(W, 0)/W_max, G⁻ likewise of -W: the unused device stays at G_min
+    two-sided   G^± = G_min + (G_max - G_min)·(1 ± W/W_max)/2: zero is the middle of the range on both
+    offset      one device, G = G_min + (G_max - G_min)·(W - W_min)/(W_max - W_min); the shift is taken off digitally
+
+Noise acts on each device, never on the difference: two devices at 50 µS with 2 % read noise each put an error of 1.4 µS on a
+weight of zero. Voltages are inputs over full scale; currents are in units of one device fully on, (G_max - G_min)·V_read.
+
+>>> array = Crossbar(torch.randn(4, 6), "pcm", seed=1)
+>>> array(torch.ones(2, 6)).shape
+torch.Size([2, 4])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from typing import NamedTuple
+
+import torch
+from spiking.hw_models import draws
+from spiking.hw_models.cellfile import load_cell
+from spiking.hw_models.devices import PAIRINGS, T_ROOM, Cell, Devices, Range, quantise
+from spiking.hw_models.wires import NO_RESISTANCE, Wires, effective_matrix
+from torch import Tensor, nn
+from torch.nn import functional as tf
+
+from spiking.errors import SpikingError
+
+READS = ("moments", "resample", "none")
+RANGES = ("max", "calibrated", "granular")
+_MOST_BITS = 32
+_RESAMPLED = 1 << 24  # devices that are drawn at a time
+_PERCENTILE = 0.9999  # of the currents' sizes that a calibrated converter still resolves
+
+
+@dataclass(frozen=True)
+class ArrayConfig:
+    """How weights lie on arrays and how arrays are driven and read. None means: as the cell is, or not at all.
+
+    `rows`, `columns`: the largest tile; more inputs or outputs take several, whose results are added digitally.
+    `pairing`: one-sided, two-sided or offset.   `scale`: "array" or "column": what W_max is the largest of.
+    `weight_bits`: the weight as sign and weight_bits - 1 bits of magnitude, in `slices` pairs of equal numbers of bits.
+    `significance`: without weight_bits, the worth of each of several pairs, filled one after the other, lowest first.
+    `input_bits`: sign and magnitude in 2^bits - 1 levels over ±`input_range` (None: each vector's largest size);
+        `serial_bits`: so many bits of the magnitude are driven at a time, and the results added behind the converter, or, with
+        `analogue_sum`, before it.
+    `adc_bits`: 2^bits - 1 levels over ±`adc_range`: a number of devices fully on, "max" (all rows fully on), "granular" (the
+        smallest step of current is one level) or "calibrated" (`Crossbar.calibrate`); `adc_noise` (fresh) and `adc_offset` (of
+        each column, fixed) are standard deviations in the same unit.
+    `wires`: ohms of the wires (`cell.r_wire` holds the cell's own), solved exactly.
+    `read`: "moments" (the noise's exact distribution at the output), "resample" (every device, every product) or "none".
+    Errors: SpikingError naming the field that is out of range.
+
+    >>> ArrayConfig(weight_bits=8, slices=4, adc_bits=8)
+    ArrayConfig(weight_bits=8, slices=4, adc_bits=8)
+    """
+
+    rows: int | None = None
+    columns: int | None = None
+    pairing: str | None = None
+    scale: str = "array"
+    weight_bits: int | None = None
+    slices: int = 1
+    significance: tuple[float, ...] = (1.0,)
+    input_bits: int | None = None
+    input_range: float | None = None
+    serial_bits: int | None = None
+    analogue_sum: bool = False
+    adc_bits: int | None = None
+    adc_range: float | str = "max"
+    adc_noise: float = 0.0
+    adc_offset: float = 0.0
+    wires: Wires = NO_RESISTANCE
+    read: str = "moments"
+
+    def __post_init__(self) -> None:
+        bits = {
+            "weight_bits": 2,
+            "input_bits": 2,
+            "adc_bits": 1 if self.adc_range == "granular" else 2,
+            "serial_bits": 1,
+        }
+        for name, least in bits.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= _MOST_BITS:
+                raise SpikingError(
+                    f"ArrayConfig.{name}: got {value} bits; expected {least} to {_MOST_BITS}, or None for none."
+                )
+        for name in ("rows", "columns", "slices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpikingError(f"ArrayConfig.{name}: got {value}; expected 1 or more.")
+        for name in ("adc_noise", "adc_offset"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SpikingError(f"ArrayConfig.{name}: got {getattr(self, name)}; expected 0 or more.")
+        for name, allowed in (("read", READS), ("scale", ("array", "column"))):
+            if getattr(self, name) not in allowed:
+                raise SpikingError(f"ArrayConfig.{name}: got {getattr(self, name)!r}; expected {' or '.join(allowed)}.")
+        if self.pairing is not None and self.pairing not in PAIRINGS:
+            raise SpikingError(f"ArrayConfig.pairing: got {self.pairing!r}; expected one of {', '.join(PAIRINGS)}.")
+        self._check_combinations()
+        self.wires.check()
+
+    def _check_combinations(self) -> None:
+        number = isinstance(self.adc_range, int | float)
+        if not (self.adc_range in RANGES or (number and 0 < float(self.adc_range) < math.inf)):
+            raise SpikingError(
+                f"ArrayConfig.adc_range: got {self.adc_range!r}; expected a number of devices above 0, or {', '.join(RANGES)}."
+            )
+        if self.input_range is not None and not 0 < self.input_range < math.inf:
+            raise SpikingError(f"ArrayConfig.input_range: got {self.input_range}; expected a number above 0.")
+        if self.slices > 1 and (self.weight_bits is None or self.slices > self.weight_bits - 1):
+            raise SpikingError(
+                f"ArrayConfig.slices: got {self.slices} with weight_bits={self.weight_bits}; expected at most a slice a bit "
+                "of the magnitude, weight_bits - 1."
+            )
+        if not self.significance or min(self.significance) <= 0 or sorted(self.significance) != list(self.significance):
+            raise SpikingError(f"ArrayConfig.significance: got {self.significance}; expected rising numbers above 0.")
+        if len(self.significance) > 1 and (self.weight_bits is not None or self.pairing not in (None, "one-sided")):
+            raise SpikingError(
+                "ArrayConfig.significance: got several pairs with weight_bits or another pairing; expected one way."
+            )
+        if self.serial_bits is not None and self.input_bits is None:
+            raise SpikingError(
+                "ArrayConfig.serial_bits: got it without input_bits; expected the width of the input too."
+            )
+
+    def __repr__(self) -> str:
+        plain = {name: f.default for name, f in self.__dataclass_fields__.items()}
+        changed = [f"{name}={getattr(self, name)!r}" for name in plain if getattr(self, name) != plain[name]]
+        return f"ArrayConfig({', '.join(changed)})"
+
+    @property
+    def converts(self) -> bool:
+        """Whether products pass converters, so that they are not one linear map."""
+        return self.adc_bits is not None or self.input_bits is not None or self.adc_noise > 0 or self.adc_offset > 0
+
+
+# Weights on devices
+
+
+class Placement(NamedTuple):
+    """Target conductances [pairs, sides, m, n] in siemens; W = Σ worth·(G⁺ - G⁻) + shift, worth [pairs, 1 or n], shift [1 or n]."""
+
+    targets: Tensor
+    worth: Tensor
+    shift: Tensor
+
+
+def place(weight: Tensor, cell: Cell, config: ArrayConfig | None = None) -> Placement:
+    """Where each weight goes: the conductances to be written, and what they are worth.
+
+    Shapes: weight [n, m] -> targets [pairs, sides, m, n], float64.
+    Errors: SpikingError for weights that are not finite.
+
+    >>> place(torch.tensor([[1.0, -0.5]]), load_cell("pcm")).targets.flatten().tolist()
+    [2.5e-05, 0.0, 0.0, 1.25e-05]
+    """
+    config = config or ArrayConfig()
+    if weight.dim() != 2 or not weight.numel():
+        raise SpikingError(
+            f"Crossbar: got weights of shape {list(weight.shape)}; expected [outputs, inputs], none of them 0."
+        )
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise SpikingError(f"Crossbar: got {bad} weights that are NaN or infinite; expected finite numbers.")
+    w = weight.detach().double().T  # [m, n]
+    low, span = cell.G_min, cell.G_max - cell.G_min
+    largest = w.abs().amax(0) if config.scale == "column" else w.abs().max().reshape(1)
+    largest = torch.where(largest > 0, largest, 1.0)
+    none = torch.zeros(1, dtype=torch.float64, device=w.device)
+    pairing = config.pairing or cell.pairing
+    if config.weight_bits is not None:
+        digits, worth = _slices(w / largest, config.weight_bits, config.slices)
+        if pairing == "offset":
+            raise SpikingError(
+                "ArrayConfig.pairing: got 'offset' with weight_bits; expected pairs, which carry the sign."
+            )
+        return Placement(_sides(digits, pairing, low, span), worth[:, None] * largest / span, none)
+    if len(config.significance) > 1:
+        return _several(w, largest, config.significance, low, span)
+    if pairing == "offset":
+        bottom, top = (w.amin(0), w.amax(0)) if config.scale == "column" else (w.min().reshape(1), w.max().reshape(1))
+        reach = torch.where(top > bottom, top - bottom, 1.0)
+        worth = reach / span
+        return Placement((low + (w - bottom) / worth)[None, None], worth[None], bottom - low * worth)
+    return Placement(_sides((w / largest)[None], pairing, low, span), (largest / span)[None], none)
+
+
+def _sides(x: Tensor, pairing: str, low: float, span: float) -> Tensor:
+    """Both conductances of pairs whose value x is in -1…1: [pairs, 2, m, n]."""
+    if pairing == "two-sided":
+        return low + span * torch.stack([1 + x, 1 - x], 1) / 2
+    return low + span * torch.stack([x, -x], 1).clamp(min=0)
+
+
+def _slices(x: Tensor, bits: int, slices: int) -> tuple[Tensor, Tensor]:
+    """The magnitude's bits in slices, lowest first: each slice's value in -1…1, and its worth for x."""
+    top = 2 ** (bits - 1) - 1
+    magnitude = torch.round(x.abs() * top).to(torch.int64)
+    each = math.ceil((bits - 1) / slices)
+    digits, worth = [], []
+    for k in range(slices):
+        full = 2**each - 1 if slices > 1 else top
+        digit = (magnitude >> (k * each)) & full if slices > 1 else magnitude
+        digits.append(digit.double() / full * torch.sign(x))
+        worth.append(2 ** (k * each) * full / top)
+    return torch.stack(digits), torch.tensor(worth, dtype=torch.float64, device=x.device)
+
+
+def _several(w: Tensor, largest: Tensor, factors: tuple[float, ...], low: float, span: float) -> Placement:
+    """Pairs of growing worth, filled one after the other."""
+    s = sum(factors) * span / largest
+    targets, before = [], 0.0
+    for factor in factors:
+        value = torch.stack([w, -w]).clamp(min=0) * s
+        targets.append(((value - before) / factor + low).clamp(low, low + span))
+        before += factor * span
+    worth = torch.tensor(factors, dtype=torch.float64, device=w.device)[:, None] / s
+    return Placement(torch.stack(targets), worth, torch.zeros(1, dtype=torch.float64, device=w.device))
+
+
+# Converters
+
+
+def sign_magnitude(x: Tensor, bits: int, top: float | Tensor = 1.0) -> Tensor:
+    """The nearest of 2^bits - 1 levels on [-top, top], of which one is 0; half to even.
+
+    >>> sign_magnitude(torch.tensor([-2.0, 0.2, 0.6]), 2).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    step = top / (2 ** (bits - 1) - 1)
+    return torch.round(_clip(x, top) / step) * step
+
+
+def affine(x: Tensor, bits: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """The nearest of 2^bits levels on [low, high]; half to even.
+
+    >>> affine(torch.tensor([0.2, 0.9]), 1).tolist()
+    [0.0, 1.0]
+    """
+    return quantise(x.clamp(low, high), bits, Range(low, high))
+
+
+def _clip(x: Tensor, top: float | Tensor) -> Tensor:
+    return torch.maximum(
+        torch.minimum(x, torch.as_tensor(top, dtype=x.dtype, device=x.device)),
+        -torch.as_tensor(top, dtype=x.dtype, device=x.device),
+    )
+
+
+# The array
+
+
+class Crossbar(nn.Module):
+    """One weight matrix on arrays of devices: `array(x)` is x·Wᵀ as that hardware would give it.
+
+    The devices are those of `seed`: another seed is another chip. `age(t, kelvin)` moves on to another time since writing; every
+    call is a fresh read. `matrix` [outputs, inputs] is what a noiseless read would multiply by, `variance` that of each weight.
+
+    Shapes: weight [n, m]; x [..., m] -> [..., n], in the weight's dtype.
+    Errors: SpikingError for weights that are not finite, a tile larger than the cell's macro, inputs of another width.
+    Source: exact moments of independent reads: y = x·W + sqrt(x²·V)·ξ.
+
+    >>> weight = torch.randn(8, 16)
+    >>> x = torch.rand(5, 16)
+    >>> torch.allclose(Crossbar(weight, "ideal")(x), x @ weight.T, atol=1e-5)
+    True
+    >>> month_old = Crossbar(weight, "pcm", seed=3).age(30 * 86_400.0)
+    >>> bool(month_old.matrix.abs().sum() < weight.abs().sum())
+    True
+    """
+
+    matrix: Tensor
+    variance: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        cell: str | PathLike[str] | Cell,
+        config: ArrayConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.cell, self.config, self.seed = load_cell(cell), config or ArrayConfig(), seed
+        self.rows, self.columns = (self._tile(name) for name in ("rows", "columns"))
+        placed = place(weight, self.cell, self.config)
+        self.worth, self.shift = placed.worth, placed.shift
+        self.devices = Devices(self.cell, placed.targets, seed)
+        self.dtype = weight.dtype
+        self.t, self.kelvin, self.reads = 0.0, T_ROOM, 0
+        self.compensation: Tensor | None = None
+        self.clipped = 0.0
+        self._adc_range: Tensor | None = None
+        if self.cell.current is not None and any(self.config.wires):
+            raise SpikingError(
+                f"ArrayConfig.wires: got {self.config.wires} with {self.cell.name}, whose current is not proportional to the "
+                "voltage; expected wires without resistance. Take the curve out: replace(cell, current=None)."
+            )
+        for name in ("matrix", "variance"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self.age(0.0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def n_tiles(self) -> int:
+        """Physical arrays: tiles of rows and columns, for each pair and side."""
+        n, m = self.shape
+        pairs, sides = self.devices.shape[:2]
+        return math.ceil(m / self.rows) * math.ceil(n / self.columns) * pairs * sides
+
+    def extra_repr(self) -> str:
+        n, m = self.shape
+        return f"{m}×{n}, {self.cell.name}, {self.config}, seed={self.seed}, t={self.t:g}, kelvin={self.kelvin:g}"
+
+    def age(self, t: float, kelvin: float = T_ROOM) -> Crossbar:
+        """The same devices t seconds after writing, at that temperature, without compensation. Returns itself.
+
+        Errors: SpikingError for a negative time, or a temperature that is not in kelvin.
+        """
+        mean, std = self.devices.read_moments(t, kelvin)  # [pairs, sides, m, n]
+        self.t, self.kelvin, self.compensation = t, kelvin, None
+        effective = self._through_wires(mean)
+        ratio = torch.where(mean > 0, effective / mean, 0.0)
+        self._ratio = ratio if any(self.config.wires) else None
+        sign = _signs(mean)
+        self._pairs = (effective * sign).sum(1)  # [pairs, m, n] siemens
+        self._pair_variances = ((std * ratio) ** 2).sum(1)
+        self._curved: tuple[Tensor, Tensor] | None = None
+        if self.cell.current is not None:
+            second, third = ((c * sign).sum(1) for c in self.cell.current.coefficients(mean))
+            self._curved = (second * self.cell.v_read, third * self.cell.v_read**2)
+        self._noisy = self.config.read != "none" and bool(self._pair_variances.any())
+        self._combine()
+        return self
+
+    def compensate(self, by: str = "array") -> Crossbar:
+        """Scale the outputs so that unit inputs give in all what they gave when the array was new. Returns itself.
+
+            y <- y·Σ|y(0)|/max(Σ|y(t)|, 1e-4·Σ|y(0)|), over the array or of each column
+
+        Source: Joshi et al. 2020 (doi 10.1038/s41467-020-16108-9).
+        """
+        if by not in ("array", "column"):
+            raise SpikingError(f"Crossbar.compensate: got {by!r}; expected array or column.")
+        t, kelvin = self.t, self.kelvin
+        new = self.age(0.0).matrix.double().abs().sum(1)
+        now = self.age(t, kelvin).matrix.double().abs().sum(1)
+        if by == "array":
+            new, now = new.sum().expand_as(new), now.sum().expand_as(now)
+        self.compensation = torch.where(new > 0, new / torch.maximum(now, 1e-4 * new).clamp(min=1e-300), 1.0)
+        self._combine()
+        return self
+
+    def _combine(self) -> None:
+        """The linear map of all pairs together, compensation included."""
+        worth = self.worth[:, None, :]
+        if self.compensation is not None:
+            worth = worth * self.compensation.to(worth)
+        shift = self.shift if self.compensation is None else self.shift * self.compensation.to(self.shift)
+        place = (self.matrix.device, self.dtype)
+        self.matrix = ((worth * self._pairs).sum(0) + shift).T.to(*place).contiguous()
+        self.variance = (worth**2 * self._pair_variances).sum(0).T.to(*place).contiguous()
+
+    def calibrate(self, x: Tensor) -> Crossbar:
+        """Set the range of a "calibrated" converter: nearly all currents that these inputs cause fit in. Returns itself."""
+        with torch.no_grad():
+            u, _ = self._driven(x.reshape(-1, x.shape[-1]).double())
+            tops = [torch.quantile(c.abs().flatten()[: 1 << 22], _PERCENTILE) for c in self._currents(u)]
+        # A pair that no input drives still needs a range.
+        self._adc_range = torch.stack(tops).clamp(min=1e-9)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 0 or x.shape[-1] != self.matrix.shape[1]:
+            raise SpikingError(
+                f"Crossbar: got input of shape {list(x.shape)}; expected {self.matrix.shape[1]} on the last axis."
+            )
+        return self.linear(x, tf.linear) if self.is_linear else self._converted(x)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether a product is one linear map plus Gaussian noise, so that it costs what an ideal product does."""
+        return not self.config.converts and self._curved is None and (self.config.read != "resample" or not self._noisy)
+
+    def linear(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """`product(x, matrix)` with the noise of one fresh read; product is linear in both, such as a convolution."""
+        y = product(x, self.matrix)
+        if self._noisy:
+            y = torch.addcmul(y, self._fresh(y), product(x * x, self.variance).clamp_(min=0).sqrt_())
+        return y
+
+    # Devices
+
+    def _tile(self, name: str) -> int:
+        asked, macro = getattr(self.config, name), getattr(self.cell, name)
+        if asked is not None and asked > macro:
+            raise SpikingError(
+                f"ArrayConfig.{name}: got {asked}; expected at most {macro}, those of a {self.cell.name} macro. "
+                "Leave it out, and the matrix is split over as many macros as it needs."
+            )
+        return asked or macro
+
+    def _through_wires(self, G: Tensor) -> Tensor:
+        """What each device is worth at the outputs, tile by tile."""
+        if not any(self.config.wires):
+            return G
+        out = torch.empty_like(G)
+        for top in range(0, G.shape[-2], self.rows):
+            for left in range(0, G.shape[-1], self.columns):
+                tile = (..., slice(top, top + self.rows), slice(left, left + self.columns))
+                out[tile] = effective_matrix(G[tile], self.config.wires)
+        return out
+
+    # Products through converters
+
+    def _blocks(self) -> list[slice]:
+        return [slice(top, top + self.rows) for top in range(0, self.matrix.shape[1], self.rows)]
+
+    def _driven(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [N, m] over full scale, converted; and full scale [N, 1]."""
+        if self.config.input_range is None:
+            full = x.abs().amax(-1, keepdim=True)
+            full = torch.where(full > 0, full, 1.0)
+        else:
+            full = torch.full_like(x[:, :1], self.config.input_range)
+        u = x / full
+        return (u if self.config.input_bits is None else sign_magnitude(u, self.config.input_bits)), full
+
+    def _phases(self, u: Tensor) -> list[tuple[float, Tensor]]:
+        """What is driven one after the other, and what its result counts: the whole input, or groups of its bits."""
+        bits, each = self.config.input_bits, self.config.serial_bits
+        if bits is None or each is None:
+            return [(1.0, u)]
+        top, full = 2 ** (bits - 1) - 1, 2**each - 1
+        magnitude = torch.round(u.abs() * top).to(torch.int64)
+        phases = []
+        for k in range(math.ceil((bits - 1) / each)):
+            digit = (magnitude >> (k * each)) & full
+            phases.append((2 ** (k * each) * full / top, digit.to(u.dtype) / full * torch.sign(u)))
+        return phases
+
+    def _currents(self, u: Tensor) -> list[Tensor]:
+        """Output currents of each pair, all tiles of rows together in one batch [tiles·N, n], with a fresh read's noise."""
+        unit = self.cell.G_max - self.cell.G_min
+        found = []
+        samples = self._resampled(u) if self._noisy and self.config.read == "resample" else None
+        for k in range(self._pairs.shape[0]):
+            parts = []
+            for block in self._blocks():
+                v = u[:, block]
+                if samples is not None:
+                    c = torch.einsum("bm,bmn->bn", v, samples[k][:, block])
+                else:
+                    c = v @ self._pairs[k, block].to(u)
+                if self._curved is not None:
+                    c = c + v**2 @ self._curved[0][k, block].to(u) + v**3 @ self._curved[1][k, block].to(u)
+                if self._noisy and samples is None:
+                    c = c + self._fresh(c) * (v**2 @ self._pair_variances[k, block].to(u)).sqrt()
+                parts.append(c / unit)
+            found.append(torch.cat(parts))
+        return found
+
+    def _resampled(self, u: Tensor) -> list[Tensor]:
+        """Signed conductances of each pair for every product anew: [pairs] of [N, m, n]."""
+        reads = self.devices.read(self._generator(u.device), len(u), self.t, self.kelvin)
+        if self._ratio is not None:
+            reads = reads * self._ratio
+        signed = (reads * _signs(reads[0])).sum(2)
+        return [signed[:, k].to(u) for k in range(signed.shape[1])]
+
+    def _converted(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if self.config.read == "resample":
+            step = max(1, _RESAMPLED // math.prod(self.devices.shape))
+        else:
+            step = max(1, len(flat))
+        parts = [self._converted_part(part) for part in flat.split(step)]
+        y = torch.cat(parts)
+        if self.compensation is not None:
+            y = y * self.compensation.to(y)
+        return y.to(self.dtype).reshape(*x.shape[:-1], y.shape[1])
+
+    def _converted_part(self, x: Tensor) -> Tensor:
+        u, full = self._driven(x.double())
+        unit = self.cell.G_max - self.cell.G_min
+        phases, n_blocks = self._phases(u), len(self._blocks())
+        totals: list[Tensor] | None = None
+        for value, v in phases:
+            currents = self._currents(v)
+            if not self.config.analogue_sum:
+                currents = [self._adc(c, k, n_blocks) for k, c in enumerate(currents)]
+            scaled = [value * c for c in currents]
+            totals = scaled if totals is None else [a + b for a, b in zip(totals, scaled)]
+        assert totals is not None
+        if self.config.analogue_sum:
+            totals = [self._adc(c, k, n_blocks) for k, c in enumerate(totals)]
+        y = sum(
+            (
+                c.reshape(n_blocks, *x.shape[:1], c.shape[1]).sum(0) * (unit * self.worth[k].to(c))
+                for k, c in enumerate(totals)
+            ),
+            x.new_zeros(len(x), self.matrix.shape[0], dtype=torch.float64),
+        )
+        if bool(self.shift.any()):
+            y = y + u.sum(-1, keepdim=True) * self.shift.to(u)
+        return y * full
+
+    def _adc(self, c: Tensor, pair: int, n_blocks: int) -> Tensor:
+        """What the converters of one pair make of its currents [tiles·N, n]."""
+        config = self.config
+        if config.adc_offset:
+            n = c.shape[1]
+            index = torch.arange(n_blocks * n, device=c.device).reshape(n_blocks, 1, n)
+            offset = config.adc_offset * draws.normal(self.seed, f"adc/{pair}", index)
+            c = (c.reshape(n_blocks, len(c) // n_blocks, n) + offset.to(c)).reshape_as(c)
+        if config.adc_noise:
+            c = c + config.adc_noise * self._fresh(c)
+        if config.adc_bits is None:
+            return c
+        top = self._adc_top(pair)
+        self.clipped = float((c.abs() > top).double().mean())
+        return sign_magnitude(c, config.adc_bits, top)
+
+    def _adc_top(self, pair: int) -> float:
+        config, cell = self.config, self.cell
+        if config.adc_range == "calibrated":
+            if self._adc_range is None:
+                raise SpikingError(
+                    "ArrayConfig.adc_range: got 'calibrated' before any data were seen. Call calibrate(x), or deploy with calibration=x."
+                )
+            return float(self._adc_range[pair])
+        if config.adc_range == "max":
+            return min(self.rows, self.matrix.shape[1]) * cell.G_max / (cell.G_max - cell.G_min)
+        if config.adc_range == "granular":
+            return self._smallest_step() * (2 ** (config.adc_bits or 1) - 2) / 2
+        return float(config.adc_range)
+
+    def _smallest_step(self) -> float:
+        """The least difference between two currents, in devices fully on."""
+        config = self.config
+        if config.weight_bits is None and not self.cell.bits:
+            raise SpikingError("ArrayConfig.adc_range: got 'granular' with continuous weights; expected weight_bits.")
+        if config.weight_bits is None:
+            levels = 2**self.cell.bits - 1
+        else:
+            levels = 2 ** math.ceil((config.weight_bits - 1) / config.slices) - 1
+        inputs = 1
+        if config.input_bits is not None:
+            inputs = 2 ** (config.serial_bits or config.input_bits - 1) - 1
+        return 1 / (levels * inputs)
+
+    # Fresh numbers
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        """A generator of the next read's own: reads are counted, so that a run with the same seed repeats."""
+        self.reads += 1
+        return torch.Generator(device).manual_seed(draws.seed_of(self.seed, f"read/{self.reads}"))
+
+    def _fresh(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator(like.device), dtype=like.dtype, device=like.device)
+
+
+def _signs(G: Tensor) -> Tensor:
+    """+1 for the first side and -1 for the second, to multiply [pairs, sides, m, n] by."""
+    return torch.tensor([1.0, -1.0][: G.shape[1]], dtype=G.dtype, device=G.device)[:, None, None]
+
+
+__all__ = ["ArrayConfig", "Crossbar", "Placement", "affine", "place", "sign_magnitude"]
