@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spiking.hw_models.curves import CURVES, Curve, field_names
-from spiking.hw_models.devices import (
+from spiking.hw_models.devices import Cell
+from spiking.hw_models.effects import (
     MICRO,
     AgedSpread,
-    Cell,
     CurrentVoltage,
     Faults,
     FlickerNoise,

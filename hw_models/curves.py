@@ -127,7 +127,7 @@ class Saturating(Curve):
 class ClippedLog(Curve):
     """slope·ln r + offset, kept between low and high.
 
-    >>> ClippedLog(-0.0155, 0.0244, 0.049, 0.1)(torch.tensor([0.0, 25.0]), 25.0).tolist()
+    >>> ClippedLog(-0.0155, 0.0244, 0.049, 0.1)(torch.tensor([0.0, 25.0], dtype=torch.float64), 25.0).tolist()
     [0.1, 0.049]
     """
 
@@ -163,7 +163,7 @@ class LogThenPolynomial(Curve):
 class InversePower(Curve):
     """min(ceiling, factor / max(r^exponent, floor)).
 
-    >>> InversePower(0.0088, 0.65, 1e-3, 0.2)(torch.tensor([0.0, 25.0]), 25.0).tolist()
+    >>> InversePower(0.0088, 0.65, 1e-3, 0.2)(torch.tensor([0.0, 25.0], dtype=torch.float64), 25.0).tolist()
     [0.2, 0.0088]
     """
 

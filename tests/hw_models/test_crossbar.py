@@ -16,9 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spiking.hw_models.cellfile import load_cell
-from spiking.hw_models.crossbar import ArrayConfig, Crossbar, affine, place, sign_magnitude
+from spiking.hw_models.crossbar import Crossbar
 from spiking.hw_models.curves import Constant, Proportional
-from spiking.hw_models.devices import Cell, Faults, ProgrammingNoise, Telegraph, WhiteNoise
+from spiking.hw_models.devices import Cell
+from spiking.hw_models.effects import Faults, ProgrammingNoise, Telegraph, WhiteNoise
+from spiking.hw_models.placement import ArrayConfig, affine, place, sign_magnitude
 from spiking.hw_models.wires import Wires, effective_matrix, solve_nodes
 from torch.testing import assert_close
 

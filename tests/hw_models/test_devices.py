@@ -16,14 +16,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.hw_models import cellfile, devices, draws
+from spiking.hw_models import cellfile, draws
 from spiking.hw_models.cellfile import available_cells, load_cell
 from spiking.hw_models.curves import Constant, Inverse, Proportional
-from spiking.hw_models.devices import (
+from spiking.hw_models.devices import Cell, Devices
+from spiking.hw_models.effects import (
     MICRO,
     AgedSpread,
-    Cell,
-    Devices,
     Draws,
     Faults,
     FlickerNoise,
@@ -35,6 +34,7 @@ from spiking.hw_models.devices import (
     Telegraph,
     Temperature,
     WhiteNoise,
+    flicker_sequence,
 )
 from torch.testing import assert_close
 
@@ -248,7 +248,7 @@ def test_telegraph_sequence_is_a_stationary_markov_chain():
 
 
 def test_flicker_sequence_has_variance_one_and_a_falling_spectrum():
-    x = devices.flicker_sequence((400,), 512, torch.Generator().manual_seed(0))
+    x = flicker_sequence((400,), 512, torch.Generator().manual_seed(0))
     assert float(x.var()) == pytest.approx(1.0, abs=0.05)
     power = torch.fft.rfft(x, dim=0).abs().square().mean(1)
     f = torch.arange(4, 65).double()
