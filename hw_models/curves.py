@@ -78,7 +78,7 @@ class Inverse(Curve):
 class RelativePolynomial(Curve):
     """(c0 + c1·r + c2·r² + …)·g_max/reference, the fit of devices of another range scaled to this one; reference 0: not scaled.
 
-    >>> RelativePolynomial((1.0, 2.0), 25.0)(torch.tensor([10.0]), 50.0).tolist()
+    >>> RelativePolynomial((1.0, 2.0), 25.0)(torch.tensor([10.0], dtype=torch.float64), 50.0).tolist()
     [2.8]
     """
 

@@ -55,7 +55,7 @@ class Cell:
 
     `G_min`, `G_max` in siemens; `bits` 0 means a continuous conductance; `rows` and `columns` are those of one macro, `r_wire` the
     ohms of a wire segment between two cells, `v_read` the volts of a full-scale input. `pairing` is how a weight usually lies on
-    it (see `crossbar`). What is None does not happen. Change one with `dataclasses.replace`.
+    it (see `placement`). What is None does not happen. Change one with `dataclasses.replace`.
     Errors: SpikingError if the range is empty or a number out of range.
 
     >>> from dataclasses import replace
