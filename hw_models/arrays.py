@@ -66,9 +66,10 @@ class Crossbar(nn.Module):
         self.worth, self.shift = placed.worth, placed.shift
         self.devices = Devices(self.cell, placed.targets, seed)
         self.dtype = weight.dtype
-        self.t, self.kelvin, self.reads = 0.0, T_ROOM, 0
+        self.t, self.kelvin = 0.0, T_ROOM
         self.compensation: Tensor | None = None
         self.clipped = 0.0
+        self.restart_reads()
         self._adc_range: Tensor | None = None
         if self.cell.current is not None and any(self.config.wires):
             raise SpikingError(
@@ -144,6 +145,10 @@ class Crossbar(nn.Module):
         self.matrix = ((worth * self._pairs).sum(0) + shift).T.to(*place).contiguous()
         self.variance = (worth**2 * self._pair_variances).sum(0).T.to(*place).contiguous()
 
+    def restart_reads(self, stream: str = "") -> None:
+        """Begin a sequence of reads: the same one for the same seed and stream, whatever was read before."""
+        self._stream, self._n_reads = stream, 0
+
     def calibrate(self, x: Tensor) -> Crossbar:
         """Set the range of a "calibrated" converter: nearly all currents that these inputs cause fit in. Returns itself."""
         with torch.no_grad():
@@ -159,6 +164,11 @@ class Crossbar(nn.Module):
                 f"Crossbar: got input of shape {list(x.shape)}; expected {self.matrix.shape[1]} on the last axis."
             )
         return self.linear(x, tf.linear) if self.is_linear else self._converted(x)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `calibrate` has set the range of the converters."""
+        return self._adc_range is not None
 
     @property
     def is_linear(self) -> bool:
@@ -336,8 +346,8 @@ class Crossbar(nn.Module):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         """A generator of the next read's own: reads are counted, so that a run with the same seed repeats."""
-        self.reads += 1
-        return torch.Generator(device).manual_seed(draws.seed_of(self.seed, f"read/{self.reads}"))
+        self._n_reads += 1
+        return torch.Generator(device).manual_seed(draws.seed_of(self.seed, f"read/{self._stream}/{self._n_reads}"))
 
     def _fresh(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self._generator(like.device), dtype=like.dtype, device=like.device)

@@ -61,6 +61,7 @@ class Cell:
     >>> from dataclasses import replace
     >>> from spiking.hw_models.cellfile import load_cell
     >>> from spiking.hw_models.curves import Proportional
+    >>> from spiking.hw_models.effects import WhiteNoise
     >>> noisier = replace(load_cell("rram-40nm"), reads=(WhiteNoise(Proportional(0.05)),))
     """
 
@@ -87,7 +88,7 @@ class Cell:
     constants: dict[str, hardware.Constant] = field(default_factory=dict, repr=False)
     sources: dict[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
-    path: str = ""
+    path: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         where = self.path or f"Cell {self.name}"

@@ -15,8 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.hw_models.cellfile import load_cell
 from spiking.hw_models.arrays import Crossbar
+from spiking.hw_models.cellfile import load_cell
 from spiking.hw_models.curves import Constant, Proportional
 from spiking.hw_models.devices import Cell
 from spiking.hw_models.effects import Faults, ProgrammingNoise, Telegraph, WhiteNoise
