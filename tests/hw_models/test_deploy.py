@@ -326,7 +326,7 @@ def test_training_through_the_noise_recovers_half_of_what_it_costs():
         return model.eval()
 
     clean = trained(seeded(lambda: Sequential(Linear(24, 32), LIF(), Linear(32, 4), LIF())), 12)
-    aware = trained(noise_aware(clean, cell), 12)
+    aware = trained(noise_aware(clean, cell, clip=1.5), 12)
     lost, recovered = (
         monte_carlo(model, [held_out], cell, trials=25, progress=False).band().mean for model in (clean, aware)
     )
