@@ -50,19 +50,8 @@ def spiking(monkeypatch, capsys, tmp_path):
 
 
 def test_a_study_prints_both_columns_and_leaves_figures(spiking, recordings, tmp_path):
-    arguments = (
-        "deploy",
-        "pretrained",
-        "--preset",
-        "pcm",
-        "--preset",
-        "rram-40nm",
-        "--time",
-        "0",
-        "--time",
-        "30d",
-        *SMALL,
-    )
+    chips = ("--preset", "pcm", "--preset", "rram-40nm", "--time", "0", "--time", "30d")
+    arguments = ("deploy", "pretrained", *chips, "--data", recordings, *SMALL)
     code, out, err = spiking(*arguments, "--out", "chips")
     assert code == 0, err
     assert str(recordings) in out
@@ -86,10 +75,9 @@ def test_a_study_prints_both_columns_and_leaves_figures(spiking, recordings, tmp
     assert drifted[1]["mean"] > drifted[0]["mean"] + 0.2
 
 
-def test_converters_and_wires(spiking):
-    code, out, err = spiking(
-        "deploy", "pretrained", "--preset", "ideal", "--adc-bits", 8, "--wire", 0.35, *SMALL, "--json"
-    )
+def test_converters_and_wires(spiking, recordings):
+    hardware = ("--preset", "ideal", "--adc-bits", 8, "--wire", 0.35)
+    code, out, err = spiking("deploy", "pretrained", *hardware, "--limit", 4, "--data", recordings, *SMALL, "--json")
     assert code == 0, err
     assert "adc_bits=8" in json.loads(out)["config"]
 
