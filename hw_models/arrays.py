@@ -152,7 +152,7 @@ class Crossbar(nn.Module):
     def calibrate(self, x: Tensor) -> Crossbar:
         """Set the range of a "calibrated" converter: nearly all currents that these inputs cause fit in. Returns itself."""
         with torch.no_grad():
-            u, _ = self._driven(x.reshape(-1, x.shape[-1]).double())
+            u, _ = self._driven(x.reshape(-1, x.shape[-1]).to(self.dtype))
             tops = [torch.quantile(c.abs().flatten()[: 1 << 22], _PERCENTILE) for c in self._currents(u)]
         # A pair that no input drives still needs a range.
         self._adc_range = torch.stack(tops).clamp(min=1e-9)
@@ -274,7 +274,7 @@ class Crossbar(nn.Module):
         return y.to(self.dtype).reshape(*x.shape[:-1], y.shape[1])
 
     def _converted_part(self, x: Tensor) -> Tensor:
-        u, full = self._driven(x.double())
+        u, full = self._driven(x.to(self.dtype))
         unit = self.cell.G_max - self.cell.G_min
         phases, n_blocks = self._phases(u), len(self._blocks())
         totals: list[Tensor] | None = None
@@ -292,7 +292,7 @@ class Crossbar(nn.Module):
                 c.reshape(n_blocks, *x.shape[:1], c.shape[1]).sum(0) * (unit * self.worth[k].to(c))
                 for k, c in enumerate(totals)
             ),
-            x.new_zeros(len(x), self.matrix.shape[0], dtype=torch.float64),
+            u.new_zeros(len(x), self.matrix.shape[0]),
         )
         if bool(self.shift.any()):
             y = y + u.sum(-1, keepdim=True) * self.shift.to(u)
