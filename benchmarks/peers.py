@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ __all__ = ["NEURONS", "installed", "with_neurons"]
 
 
 class SpikingJelly(nn.Module):
-    """LIFNode in multi-step mode."""
+    """LIFNode in multi-step mode; step by step it keeps its state in itself, and starts anew where none is passed."""
 
     def __init__(self, beta: float) -> None:
         super().__init__()
@@ -38,18 +39,27 @@ class SpikingJelly(nn.Module):
         from spikingjelly.activation_based import functional
 
         functional.reset_net(self.node)
+        self.node.step_mode = "m"
         return self.node(x)
+
+    def advance(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        if state is None:
+            self.node.reset()
+            self.node.step_mode = "s"
+        return self.node(x_t), self.node
 
 
 class SnnTorch(nn.Module):
-    """Leaky, in the loop over time that its tutorials write."""
+    """Leaky, in the loop over time that its tutorials write. By its default the reset comes one step late."""
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float, reset_delay: bool = True) -> None:
         super().__init__()
         import snntorch
         from snntorch import surrogate
 
-        self.node = snntorch.Leaky(beta=beta, spike_grad=surrogate.atan(alpha=2.0), reset_mechanism="subtract")
+        self.node = snntorch.Leaky(
+            beta=beta, spike_grad=surrogate.atan(alpha=2.0), reset_mechanism="subtract", reset_delay=reset_delay
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         membrane, spikes = self.node.reset_mem(), []
@@ -57,6 +67,9 @@ class SnnTorch(nn.Module):
             s, membrane = self.node(x_t, membrane)
             spikes.append(s)
         return torch.stack(spikes)
+
+    def advance(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return self.node(x_t, self.node.reset_mem() if state is None else state)
 
 
 class Norse(nn.Module):
@@ -78,6 +91,9 @@ class Norse(nn.Module):
             s, state = self.node(x_t, state)
             spikes.append(s)
         return torch.stack(spikes)
+
+    def advance(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return self.node(x_t * self.gain, state)
 
 
 class Sinabs(nn.Module):

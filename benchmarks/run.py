@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
@@ -48,7 +48,7 @@ class Row:
 
 
 def interleaved(
-    contestants: dict[str, Callable[[], Any]], repeats: int, warm_up: dict[str, int] | int = 3, in_a_row: int = 1
+    contestants: Mapping[str, Callable[[], Any]], repeats: int, warm_up: dict[str, int] | int = 3, in_a_row: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of each call, contestant after contestant, round by round, so that all meet the same load.
 

@@ -195,10 +195,12 @@ def choose(device: torch.device) -> Choice:
 
 def report() -> dict[str, Any]:
     """Facts for `spiking doctor`: backends and reasons, instruction sets, threads, arena, cost of fresh memory."""
+    from . import cost
     from .cuda import compile
 
     module = compiled()
     device = torch.device("cpu")
+    measured = cost.calibrated(threads())
     facts: dict[str, Any] = {
         "torch": torch.__version__,
         "threads": threads(),
@@ -206,6 +208,10 @@ def report() -> dict[str, Any]:
         "cuda": choose(torch.device("cuda")).__dict__ if torch.cuda.is_available() else "torch sees no CUDA device",
         "cupy": importlib.util.find_spec("cupy") is not None,
         "nvrtc": compile.nvrtc_version() or compile.why_not(),
+        "event_driven_on_cuda": _events_on_cuda(),
+        "event_driven_costs": "those that came with the library (spiking doctor --calibrate measures this machine)"
+        if measured is None
+        else f"measured here: {measured}",
     }
     if module is not None:
         facts["compiled"] = {"level": module.level(), "levels": module.levels(), "openmp": module.threaded}
@@ -216,6 +222,15 @@ def report() -> dict[str, Any]:
         }
         facts["memory"] = _memory(module)
     return facts
+
+
+def _events_on_cuda() -> str:
+    from .cuda import event
+
+    return (
+        f"linear layers in inference, up to {event.MOST_ROWS} rows (T·B), float32 or bfloat16; all else is dense (cuBLAS, cuDNN): in "
+        "training and in larger batches each weight that is read serves many rows"
+    )
 
 
 _PROBE_MB = 128

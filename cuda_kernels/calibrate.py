@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn import functional as tf
 
 from spiking.errors import SpikingError
 
-from . import backend, cost, event_linear_ops
+from . import backend, cost, event_conv_ops, event_linear_ops
 
 __all__ = ["MEASURES", "Measure", "Sample", "best_of", "calibrate"]
 
@@ -105,7 +106,81 @@ def _linear_pack(item: int) -> float:
     return best_of(pack, 0.1) / (weight.numel() * item)
 
 
-MEASURES = {"linear": Measure(_linear, _linear_pack), "linear_training": Measure(_linear_training, _linear_pack)}
+# images, channels in, side, channels out, kernel, padding
+_CONVOLUTIONS = (
+    (1, 16, 16, 16, 3, 1),
+    (8, 12, 15, 32, 5, 0),
+    (8, 2, 34, 12, 5, 0),
+    (1, 64, 32, 64, 3, 1),
+    (4, 128, 16, 128, 3, 1),
+    (1, 2, 34, 12, 5, 0),
+    (1, 12, 15, 32, 5, 0),
+    (1, 128, 16, 128, 3, 1),
+    (1, 256, 8, 256, 3, 1),
+    (1, 512, 8, 512, 3, 1),
+    (8, 16, 32, 16, 3, 1),
+    (8, 64, 32, 64, 3, 1),
+    (16, 256, 8, 256, 3, 1),
+    (4, 512, 8, 512, 3, 1),
+    (96, 2, 34, 12, 5, 0),
+    (96, 12, 15, 32, 5, 0),
+    (64, 32, 16, 32, 3, 1),
+)
+_Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _conv2d_calls(
+    item: int, quick: bool, kind: str
+) -> Iterator[tuple[cost.Work, Tensor, Tensor, Tensor, _Call, _Call]]:
+    """Work, input without a zero, weight and bias of every shape, and both ways to convolve."""
+    for images, inputs, side, outputs, kernel, pad in _CONVOLUTIONS[:5] if quick else _CONVOLUTIONS:
+        shapes = (images, inputs, side, side), (outputs, inputs, kernel, kernel), (outputs,)
+        x, weight, bias = (torch.rand(shape).add_(0.1).to(_DTYPES[item]) for shape in shapes)
+        dense: _Call = functools.partial(tf.conv2d, padding=pad)
+        event: _Call = functools.partial(event_conv_ops.event_conv2d, stride=[1, 1], padding=[pad, pad], groups=1)
+        pixels = images * side**2, images * (side + 2 * pad - kernel + 1) ** 2
+        work = cost.Work.conv2d(*pixels, tuple(weight.shape), 1, item, backend.threads(), kind)
+        yield work, x, weight, bias, dense, event
+
+
+def _conv2d(item: int, quick: bool) -> Iterator[Sample]:
+    for work, full, weight, bias, dense, event in _conv2d_calls(item, quick, "conv2d"):
+        with torch.no_grad():
+            yield Sample(work, None, best_of(lambda: dense(full, weight, bias)))  # noqa: B023 - called at once
+            for x in _spikes(full):
+                yield Sample(work, int(x.count_nonzero()), best_of(lambda: event(x, weight, bias)))  # noqa: B023
+
+
+def _conv2d_training(item: int, quick: bool) -> Iterator[Sample]:
+    for work, full, weight, bias, dense, event in _conv2d_calls(item, quick, "conv2d_training"):
+        weight.requires_grad_()
+        grad = torch.randn_like(dense(full, weight, bias))
+
+        def step(call: _Call, x: Tensor) -> float:
+            return best_of(lambda: torch.autograd.grad(call(x, weight, bias), weight, grad))  # noqa: B023
+
+        yield Sample(work, None, step(dense, full))
+        for x in _spikes(full):
+            yield Sample(work, int(x.count_nonzero()), step(event, x))
+
+
+def _conv2d_pack(item: int) -> float:
+    weight = torch.rand(128, 128, 3, 3).to(_DTYPES[item])
+    x = torch.zeros(1, 128, 1, 1, dtype=weight.dtype)
+
+    def pack() -> None:
+        event_linear_ops.release()
+        event_conv_ops.event_conv2d(x, weight, None, [1, 1], [1, 1], 1)
+
+    return best_of(pack, 0.1) / (weight.numel() * item)
+
+
+MEASURES = {
+    "linear": Measure(_linear, _linear_pack),
+    "linear_training": Measure(_linear_training, _linear_pack),
+    "conv2d": Measure(_conv2d, _conv2d_pack),
+    "conv2d_training": Measure(_conv2d_training, _conv2d_pack),
+}
 
 
 def calibrate(quick: bool = False, progress: Callable[[str], None] | None = None) -> Path:

@@ -57,6 +57,16 @@ class Work(NamedTuple):
         weights = in_features * out_features
         return cls(kind, rows, rows * in_features, rows * out_features, rows * weights, weights * item, item, threads)
 
+    @classmethod
+    def conv2d(
+        cls, pixels_in: int, pixels_out: int, weight: tuple[int, ...], groups: int, item: int, threads: int, kind: str
+    ) -> Work:
+        """The work of a convolution with `weight` [out, in / groups, kernel, kernel]; pixels are those of all images."""
+        outputs, inputs, ky, kx = weight
+        weights = outputs * inputs * ky * kx
+        sizes = pixels_in * inputs * groups, pixels_out * outputs, pixels_out * weights
+        return cls(kind, pixels_out, *sizes, weights * item, item, threads)
+
 
 class Choice(NamedTuple):
     """Whether the event-driven kernel is predicted to win, and what both would take, in seconds."""
@@ -87,18 +97,21 @@ def terms(work: Work, nonzeros: int | None = None) -> list[float]:
     return [1.0, work.inputs, work.outputs, nonzeros, *(synops * share for share in grid)]
 
 
-def choose(work: Work, nonzeros: int) -> Choice:
-    """Predict both times of a call in which `nonzeros` of the inputs are not zero, and say which to take."""
+def choose(work: Work, nonzeros: int, extra_s: float = 0.0) -> Choice:
+    """Predict both times of a call in which `nonzeros` of the inputs are not zero, and say which to take.
+
+    `extra_s` are seconds that the event-driven side would have to spend besides, such as `packing`.
+    """
     constants = rates(work.kind, work.item, work.threads)
     dense_s, event_s = _sum(constants.dense, terms(work)), _sum(constants.event, terms(work, nonzeros))
-    return Choice(event_s * MARGIN < dense_s, event_s, dense_s)
+    return Choice((event_s + extra_s) * MARGIN < dense_s, event_s, dense_s)
 
 
 @functools.lru_cache(maxsize=4096)
 def most_spikes(work: Work, extra_s: float = 0.0) -> int:
     """The largest number of non-zero inputs at which the event-driven kernel is predicted to win; -1 where it never does.
 
-    `extra_s` are seconds that it would have to spend besides, such as `packing`.
+    `extra_s` as in `choose`.
     """
     constants = rates(work.kind, work.item, work.threads)
     fixed = _sum(constants.event, terms(work, 0)) + extra_s
@@ -188,11 +201,7 @@ def _read(path: Path) -> dict[str, Rates]:
         found: dict[str, Any] = json.loads(path.read_text())
         if found["version"] != VERSION:
             return {}
-        return {
-            name: Rates(tuple(map(float, kind["dense"])), tuple(map(float, kind["event"])), float(kind["pack"]))
-            for name, kind in found["kinds"].items()
-            if len(kind["dense"]) == 3 + len(ROWS) * len(BYTES) and len(kind["event"]) == 4 + len(ROWS) * len(BYTES)
-        }
+        return {name: _checked(kind) for name, kind in found["kinds"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
@@ -201,3 +210,11 @@ def _read(path: Path) -> dict[str, Rates]:
             stacklevel=2,
         )
         return {}
+
+
+def _checked(kind: dict[str, Any]) -> Rates:
+    dense, event = (tuple(float(c) for c in kind[side]) for side in ("dense", "event"))
+    grid = len(ROWS) * len(BYTES)
+    if (len(dense), len(event)) != (3 + grid, 4 + grid):
+        raise ValueError(f"{len(dense)} and {len(event)} constants instead of {3 + grid} and {4 + grid}")
+    return Rates(dense, event, float(kind["pack"]))

@@ -13,7 +13,7 @@ from . import backend
 __all__ = ["Counted", "count"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_LARGEST_FAN = 1 << 20  # sums of a block are 32-bit
+_LARGEST_FAN = 1 << 17  # sums of a block are 32-bit
 
 
 class Counted(NamedTuple):
@@ -34,7 +34,7 @@ def count(
 ) -> Counted | None:
     """Count x [rows, n] against the fan-out of its n elements; None where the compiled module cannot.
 
-    Without `values`, magnitudes, levels and `finite` are not looked at: half the work where x is analogue.
+    Without `values`, only `nonzero`, `synops` and `ones` are found: half the work where x is analogue.
 
     >>> found = count(torch.eye(3), 1, torch.tensor([5, 6, 7]))
     >>> found is None or (found.nonzero.tolist(), found.synops[0].tolist(), found.ones) == ([1, 1, 1], [5, 6, 7], True)

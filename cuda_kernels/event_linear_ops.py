@@ -1,12 +1,15 @@
 """torch.library registration of `spiking::event_linear`, y = x·Wᵀ + b from the non-zeros of x, and the choice between it and torch's own.
 
-`event_linear(x, weight, bias, bits, ones, always)` -> y: x [*, in], weight [out, in]; `bits` are the spikes of x as `_count` leaves them
-(None: not counted yet), `ones` says that each is exactly 1, and without `always` the cost model may still take the dense product.
-The weight gradient touches active inputs only, through `spiking::event_weight_grad`; dL/dx = dL/dy·W is a dense product.
+`event_linear(x, weight, bias, bits, ones, always, membrane, threshold, reach)` -> y: x [*, in], weight [out, in]; `bits` are the spikes of
+x as `_count` leaves them (None: not counted yet), `ones` says that each is exactly 1, and without `always` the cost model may still take
+the dense product. The weight gradient touches active inputs only, through `spiking::event_weight_grad`; dL/dx = dL/dy·W is dense, unless
+x came from neurons whose surrogate derivative is zero from |membrane - threshold| = reach on: their backward multiplies dL/dx with that
+zero, so it is not computed there (`spiking::event_input_grad`).
 
 Weights are read in panels (cpu/event_linear_api.h). They live as long as their weight and are made anew when its version counter, its
 memory, or one of a few weights that are looked at has changed: an optimiser step, load_state_dict and in-place edits are always seen;
-edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) only where they touch one of those few.
+edits that hide from autograd (`weight.data[0, 0] = 1`, or through numpy) in weights up to 32 KB, in larger ones only where they touch
+one of those few. On CUDA, where panels are a transposed copy (cuda/event.py), memory is not looked at, and hidden edits call for `release`.
 """
 
 from __future__ import annotations
@@ -14,24 +17,35 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as tf
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spiking.errors import SpikingError
 
 from . import backend, cost, driven, memory
+from .cuda import event as cuda_event
 from .ops import _library as library
 
-__all__ = ["event_linear", "linear", "release"]
+__all__ = ["Membrane", "choice", "event_linear", "linear", "linear_neurons", "release"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_MOST_FREE = 0.3  # share of neurons with a derivative up to which their products alone are quicker than all (measured)
+_PLAIN = (Tensor, torch.nn.Parameter)
 _NO_LIMIT = 1 << 62
+_CALLS = 8  # how many calls without gradients a weight is assumed to serve before it changes; they share the cost of packing it
 _LARGEST = (1 << 32) - 64  # inputs of a row: their indices are 32-bit numbers
 
-library.define("event_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? bits, bool ones, bool always) -> Tensor")
+library.define(
+    "event_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? bits, bool ones, bool always, Tensor? membrane=None, "
+    "float threshold=0., float reach=0.) -> Tensor"
+)
+library.define(
+    "event_input_grad(Tensor grad_y, Tensor weight, Tensor membrane, float threshold, float reach) -> Tensor"
+)
 library.define(
     "event_weight_grad(Tensor grad_y, Tensor? x, Tensor? bits, bool ones, SymInt in_features, bool always) -> Tensor"
 )
@@ -41,34 +55,49 @@ library.define(
 
 
 class _Panels:
-    """What is known of one weight: its panels once they were worth making, and the seconds that they would have saved so far."""
+    """The panels of one weight as it was at its mark."""
 
-    __slots__ = ("finite", "mark", "missed", "of", "panels")
+    __slots__ = ("finite", "mark", "of", "panels")
 
     def __init__(self, weight: Tensor, mark: tuple[Any, ...], forget: Callable[[Any], None] | None) -> None:
         self.of = weakref.ref(weight, forget)
         self.mark = mark
         self.panels: Tensor | None = None
         self.finite = True
-        self.missed = 0.0
 
 
 _known: dict[int, _Panels] = {}
 
 
-def _panels_of(module: Any, weight: Tensor) -> _Panels:
-    """The entry of a weight as it is now; its panels may still have to be made."""
-    strides = weight.stride()
-    gapless = weight.is_contiguous() or strides == (1, weight.shape[0])
-    if not gapless or weight.is_inference():  # the latter has no version counter, so nothing can be remembered of it
+def _panels_of(module: Any, weight: Tensor, layout: Any = None) -> _Panels:
+    """The entry of a weight as it is now; its panels may still have to be made. `layout`: what else they depend on."""
+    if not _keeps(weight):
         return _Panels(weight, (), None)
-    key, address = id(weight), weight.data_ptr()
-    sample = module.event_sample(address, weight.numel() * weight.dtype.itemsize)
-    mark = (weight._version, address, strides, sample)
+    key, address, strides = id(weight), weight.data_ptr(), weight.stride()
+    # Memory of a device is not looked at: the host would have to wait for it.
+    sample = 0 if module is None else module.event_sample(address, weight.numel() * weight.dtype.itemsize)
+    mark = (weight._version, address, strides, sample, layout)
     known = _known.get(key)
     if known is None or known.mark != mark or known.of() is not weight:
         known = _known[key] = _Panels(weight, mark, lambda dead: _forget(key, dead))
     return known
+
+
+def _forget_trained(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    # Fused optimisers change weights without a sign: their version counters stand still. Compiled ones move them.
+    if torch.compiler.is_compiling():
+        return
+    for group in optimiser.param_groups:
+        for weight in group["params"]:
+            _known.pop(id(weight), None)
+
+
+register_optimizer_step_post_hook(_forget_trained)
+
+
+def _keeps(weight: Tensor) -> bool:
+    """Whether panels can be kept for later calls: inference tensors have no version counter that would tell when they are stale."""
+    return (weight.is_contiguous() or weight.stride() == (1, weight.shape[0])) and not weight.is_inference()
 
 
 def _forget(key: int, dead: Any) -> None:
@@ -78,8 +107,16 @@ def _forget(key: int, dead: Any) -> None:
 
 
 def _packed(module: Any, entry: _Panels, weight: Tensor) -> Tensor | None:
-    """The panels of a weight, made now if need be; None where it holds infinity or NaN, which reach a result even through zeros."""
-    if entry.panels is None and entry.finite:
+    """The panels of a weight, made now if need be; None where it holds infinity or NaN, which reach a result even through zeros.
+
+    Without a module the weight is a CUDA device's, and its panels are those of cuda/event.py.
+    """
+    if entry.panels is None and entry.finite and module is None:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return None  # nothing may wait now; a call before the capture makes them
+        entry.finite = bool(torch.isfinite(weight).all())
+        entry.panels = cuda_event.transposed(weight) if entry.finite else None
+    elif entry.panels is None and entry.finite:
         outputs, inputs = weight.shape
         panels = _panels_like(weight, inputs, outputs)
         entry.finite = module.event_panels(
@@ -110,7 +147,7 @@ def release() -> None:
 def _compiled_for(x: Tensor, weight: Tensor) -> Any:
     """The compiled module where it can compute this call, else None."""
     dtype = x.dtype
-    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype):
+    if not (x.is_cpu and weight.is_cpu and dtype in _DTYPES and weight.dtype == dtype and type(weight) in _PLAIN):
         return None
     outputs, inputs = weight.shape
     return _compiled() if 0 < inputs < _LARGEST and outputs and x.numel() else None
@@ -127,15 +164,24 @@ def _rows_of(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def _work(kind: str, x: Tensor, outputs: int) -> cost.Work:
-    inputs = x.shape[-1]
-    return cost.Work.linear(x.numel() // inputs, inputs, outputs, x.dtype.itemsize, backend.threads(), kind)
+def _work(x: Tensor, weight: Tensor) -> tuple[cost.Work, float]:
+    """What a call without gradients computes, and the seconds of packing that are put on its account."""
+    outputs, inputs = weight.shape
+    work = cost.Work.linear(x.numel() // inputs, inputs, outputs, weight.dtype.itemsize, backend.threads())
+    # Whether panels are at hand must not decide: the same call has to give the same bits each time.
+    return work, cost.packing(work) / (_CALLS if _keeps(weight) else 1)
 
 
-def _training_limit(x: Tensor, outputs: int) -> int:
+def _training_limit(rows: int, inputs: int, outputs: int, item: int) -> int:
     """The most spikes at which forward pass and weight gradient win, though the weights are new and must be packed."""
-    work = _work("linear_training", x, outputs)
+    work = cost.Work.linear(rows, inputs, outputs, item, backend.threads(), "linear_training")
     return cost.most_spikes(work, cost.packing(work))
+
+
+def choice(x: Tensor, weight: Tensor) -> cost.Choice:
+    """What the cost model says of x·Wᵀ without gradients, for x as it is."""
+    work, packing = _work(x, weight)
+    return cost.choose(work, int(x.count_nonzero()), packing)
 
 
 def _count(module: Any, x: Tensor, limit: int, bits: Tensor | None = None) -> int:
@@ -157,20 +203,13 @@ def _forward(
 ) -> Tensor | None:
     """y from the spikes of x; None where the dense product is the better (or only right) choice."""
     limit = _NO_LIMIT
-    entry = _panels_of(module, weight)
     if not always:
-        work = _work("linear", x, weight.shape[0])
-        limit = cost.most_spikes(work)
+        limit = cost.most_spikes(*_work(x, weight))
         if limit < 0:
             return None
-        if entry.panels is None and entry.finite:
-            found = _count(module, x, limit)
-            if found < 0:
-                return None
-            choice = cost.choose(work, found // 2)
-            entry.missed += choice.dense_s - choice.event_s
-            if entry.missed < cost.packing(work):  # make panels once they would have paid for themselves
-                return None
+    entry = _panels_of(module, weight)
+    if entry.panels is None and not always and _count(module, x, limit) < 0:
+        return None
     panels = _packed(module, entry, weight)
     if panels is None:
         return None
@@ -197,10 +236,19 @@ def _forward(
 
 
 def _event_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bits: Tensor | None,
+    ones: bool,
+    always: bool,
+    membrane: Tensor | None = None,
+    threshold: float = 0.0,
+    reach: float = 0.0,
 ) -> Tensor:
-    module = _compiled_for(x, weight)
-    y = None if module is None else _forward(module, x, weight, bias, bits, ones, always)
+    mode = "always" if always else driven.mode()
+    module = _compiled_for(x, weight) if mode != "never" else None
+    y = None if module is None else _forward(module, x, weight, bias, bits, ones, mode == "always")
     return tf.linear(x, weight, bias) if y is None else y
 
 
@@ -210,9 +258,11 @@ def _event_weight_grad(
     grads = grad_y.reshape(-1, grad_y.shape[-1])
     n, outputs = grads.shape
     rows = None if x is None else _rows_of(x)
-    module = _compiled() if grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() else None
+    mode = "always" if always or bits is not None else driven.mode()
+    fits = grad_y.is_cpu and grad_y.dtype in _DTYPES and grad_y.numel() > 0 and mode != "never"
+    module = _compiled() if fits else None
     if module is not None and bits is None and rows is not None:
-        limit = _NO_LIMIT if always else _training_limit(rows, outputs)
+        limit = _NO_LIMIT if mode == "always" else _training_limit(n, in_features, outputs, grads.dtype.itemsize)
         counted = _bits_for(rows)
         found = _count(module, rows, limit, counted) if limit >= 0 else -1
         bits, ones = (counted, bool(found & 1)) if found >= 0 else (None, False)
@@ -238,9 +288,37 @@ def _event_weight_grad(
     return grad_weight
 
 
+def _event_input_grad(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshold: float, reach: float) -> Tensor:
+    outputs, inputs = weight.shape
+    module = _compiled_for(grad_y, weight)
+    known = _known.get(id(weight))
+    panels = None if module is None or known is None or known.of() is not weight else known.panels
+    if panels is None or driven.mode() == "never":
+        return grad_y @ weight
+    grads = grad_y.contiguous()
+    grad_x = memory.empty((*grads.shape[:-1], inputs), grads.dtype, grads.device)
+    restricted = module.event_input_grad(
+        membrane.contiguous().data_ptr(),
+        membrane.dtype == torch.int16,
+        threshold,
+        reach,
+        1.0 if driven.mode() == "always" else _MOST_FREE,
+        panels.data_ptr(),
+        grads.data_ptr(),
+        grad_x.data_ptr(),
+        grads.numel() // outputs,
+        inputs,
+        outputs,
+        _DTYPES[grads.dtype],
+        backend.threads(),
+    )
+    return grad_x if restricted else grad_y @ weight
+
+
 for key in ("CPU", "CUDA"):
     library.impl("event_linear", _event_linear, key)
     library.impl("event_weight_grad", _event_weight_grad, key)
+    library.impl("event_input_grad", _event_input_grad, key)
 
 
 # --- fake ---------------------------------------------------------------------------------------------------------------
@@ -248,7 +326,15 @@ for key in ("CPU", "CUDA"):
 
 @torch.library.register_fake("spiking::event_linear")
 def _event_linear_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bits: Tensor | None,
+    ones: bool,
+    always: bool,
+    membrane: Tensor | None = None,
+    threshold: float = 0.0,
+    reach: float = 0.0,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -260,20 +346,33 @@ def _event_weight_grad_fake(
     return grad_y.new_empty((grad_y.shape[-1], in_features))
 
 
+@torch.library.register_fake("spiking::event_input_grad")
+def _event_input_grad_fake(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshold: float, reach: float) -> Tensor:
+    return grad_y.new_empty((*grad_y.shape[:-1], weight.shape[1]))
+
+
 # --- autograd -----------------------------------------------------------------------------------------------------------
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, bits, ctx.ones, ctx.always = inputs
-    ctx.in_features = x.shape[-1]
+    x, weight, _, bits, ctx.ones, ctx.always, membrane, ctx.threshold, ctx.reach = inputs
+    ctx.in_features, ctx.weight_key = x.shape[-1], id(weight)
     ctx.packed = bits is not None and ctx.ones  # 1 bit for what would be kept in 32
     kept = bits if ctx.packed else x if ctx.needs_input_grad[1] else None
-    ctx.save_for_backward(kept, bits, weight if ctx.needs_input_grad[0] else None)
+    on = ctx.needs_input_grad[0]
+    ctx.save_for_backward(kept, bits, weight if on else None, membrane if on else None)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    kept, bits, weight = ctx.saved_tensors
-    grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
+    kept, bits, weight, membrane = ctx.saved_tensors
+    grad_x = None
+    if ctx.needs_input_grad[0] and (membrane is None or torch.is_grad_enabled()):
+        grad_x = grad_y @ weight
+    elif ctx.needs_input_grad[0]:
+        grad_x = torch.ops.spiking.event_input_grad(grad_y, weight, membrane, ctx.threshold, ctx.reach)
+    known = _known.get(ctx.weight_key)
+    if known is not None:  # an optimiser step will follow: the memory is of more use to the gradients
+        known.panels = None
     grad_weight = None
     if ctx.needs_input_grad[1]:
         if ctx.packed and torch.is_grad_enabled():
@@ -284,7 +383,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x = None if ctx.packed else kept
         grad_weight = torch.ops.spiking.event_weight_grad(grad_y, x, bits, ctx.ones, ctx.in_features, ctx.always)
     grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-    return grad_x, grad_weight, grad_bias, None, None, None
+    return grad_x, grad_weight, grad_bias, *(None,) * 6
 
 
 torch.library.register_autograd("spiking::event_linear", _backward, setup_context=_setup_context)
@@ -309,7 +408,10 @@ torch.library.register_autograd("spiking::event_weight_grad", _grad_backward, se
 
 def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x·Wᵀ + b from the non-zeros of x, whatever their number; see `functional.event_linear`."""
-    if _plain(x):
+    if cuda_event.here(x) and not torch.compiler.is_compiling():
+        y = _on_cuda(x, weight, bias, True)
+        return tf.linear(x, weight, bias) if y is None else y
+    if not torch.compiler.is_compiling() and _plain(x):
         module = _compiled_for(x, weight)
         if module is not None and not _learns(x, weight, bias):
             y = _forward(module, x, weight, bias, None, False, True)
@@ -321,27 +423,102 @@ def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return torch.ops.spiking.event_linear(x, weight, bias, None, False, True)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch's linear, or the event-driven one where the cost model predicts that it wins; `event_driven` says who decides."""
+class Membrane(NamedTuple):
+    """What is known of the neurons that sent a layer's input: their derivative is 0 from |values - threshold| = reach on.
+
+    values: their membranes before the spike, as `ops.integrate` keeps them (float, or 16-bit codes).
+    """
+
+    values: Tensor
+    threshold: float
+    reach: float
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sent_by: Membrane | None = None) -> Tensor:
+    """torch's linear, or the event-driven one where the cost model predicts that it wins; `event_driven` says who decides.
+
+    With `sent_by`, dL/dx may be 0 where those neurons' derivative is: nobody but they may see it.
+    """
+    cast = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    if cast:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.compiler.is_compiling():
-        return torch.ops.spiking.event_linear(x, weight, bias, None, False, False)
+        return torch.ops.spiking.event_linear(x, weight, bias, None, False, False, *(sent_by or ()))
     mode = driven.mode()
-    if mode == "always" and not torch.is_autocast_enabled(x.device.type):
-        return event_linear(x, weight, bias)
+    if cuda_event.here(x):
+        y = None if mode == "never" else _on_cuda(x, weight, bias, mode == "always")
+        return tf.linear(x, weight, bias) if y is None else y
     module = _compiled_for(x, weight) if mode != "never" and _plain(x) else None
     if module is None:
         return tf.linear(x, weight, bias)
-    if not _learns(x, weight, bias):
-        y = _forward(module, x, weight, bias, None, False, False)
+    learns = _learns(x, weight, bias)
+    if not learns and not cast:
+        y = _forward(module, x, weight, bias, None, False, mode == "always")
         return tf.linear(x, weight, bias) if y is None else y
-    # A weight that does not learn would gain in the forward pass alone, which rarely pays for an operator with a backward of its own.
-    limit = _training_limit(x, weight.shape[0]) if weight.requires_grad else -1
+    limit = _NO_LIMIT if mode == "always" else _limit_of_new(x, weight, learns)
     if limit >= 0:
         bits = _bits_for(x)
         found = _count(module, x, limit, bits)
         if found >= 0:
-            return torch.ops.spiking.event_linear(x, weight, bias, bits, bool(found & 1), True)
+            ones = bool(found & 1)
+            return torch.ops.spiking.event_linear(x, weight, bias, bits, ones, True, *(sent_by or ()))
     return tf.linear(x, weight, bias)
+
+
+def _limit_of_new(x: Tensor, weight: Tensor, learns: bool) -> int:
+    """The most spikes at which a weight that serves one call only wins: it learns, or autocast made it."""
+    outputs, inputs = weight.shape
+    rows, item = x.numel() // inputs, x.dtype.itemsize
+    if weight.requires_grad:
+        return _training_limit(rows, inputs, outputs, item)
+    if learns:  # only the forward pass would gain, which rarely pays for an operator with a backward of its own
+        return -1
+    work = cost.Work.linear(rows, inputs, outputs, item, backend.threads())
+    return cost.most_spikes(work, cost.packing(work))
+
+
+def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
+    """y by the event-driven CUDA kernel; None where the dense product is taken (cuda/event.py says why)."""
+    learns = _learns(x, weight, bias)
+    if (
+        not _plain(x)
+        or not (always or _keeps(weight))
+        or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None
+    ):
+        return None
+    panels = _packed(None, _panels_of(None, weight), weight)
+    return None if panels is None else cuda_event.linear(x, panels, bias, weight.shape[0])
+
+
+def linear_neurons(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    params: Tensor | None,
+    inner: int,
+    rule: list[int],
+    numbers: list[float],
+) -> tuple[Tensor, Tensor] | None:
+    """A linear layer and the neurons after it in one kernel: x [T, B, in] -> (spikes [T, B, out], last state); None where there is none.
+
+    `params`, `inner`, `rule` and `numbers` are those of `ops.integrate`.
+    """
+    mode = driven.mode()
+    if mode == "never" or not cuda_event.here(x) or not _plain(x) or not (mode == "always" or _keeps(weight)):
+        return None
+    if any(t is not None and t.device != x.device for t in (bias, state, params)):
+        return None
+    learns = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias, state, params)
+    )
+    if cuda_event.why_dense(x, weight, learns=learns, always=mode == "always", neurons=True) is not None:
+        return None
+    panels = _packed(None, _panels_of(None, weight), weight)
+    if panels is None:
+        return None
+    return cuda_event.neurons(x, panels, bias, weight.shape[0], state, params, inner, rule, numbers)
 
 
 def _learns(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -353,7 +530,7 @@ def _learns(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _plain(x: Tensor) -> bool:
     """Whether x is memory that kernels may read now: no fake tensor, no transform, no mode that wants to see the operators."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        type(x) in _PLAIN
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
     )

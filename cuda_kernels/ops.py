@@ -8,7 +8,7 @@ ops take no dataclasses: their order is that of `pack` and of cpu/neuron_bind.cp
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,14 +55,34 @@ def n_states(rule: list[int]) -> int:
     return 1 + (rule[_KIND] != 0) + (rule[_REFRACTORY] > 0)
 
 
-def _saved_like(x: Tensor, rule: list[int], save: int) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of what the forward keeps for the backward beside its inputs."""
+def saved_like(
+    shape: tuple[int, ...], dtype: torch.dtype, rule: list[int], save: int
+) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of what the forward keeps for the backward of neurons [T, *] beside their inputs."""
     if save == 1:
-        return tuple(x.shape), state_dtype(x.dtype)
+        return tuple(shape), state_dtype(dtype)
     if save == 2:
-        return tuple(x.shape), torch.int16
-    borders = max(0, math.ceil(x.shape[0] / CHUNK) - 1) if save == 3 else 0
-    return (borders, n_states(rule), *x.shape[1:]), state_dtype(x.dtype)
+        return tuple(shape), torch.int16
+    borders = max(0, math.ceil(shape[0] / CHUNK) - 1) if save == 3 else 0
+    return (borders, n_states(rule), *shape[1:]), state_dtype(dtype)
+
+
+class Drive(NamedTuple):
+    """What neurons are driven by where it is not the input itself: windows of x [T, B, C, H, W], pooled, and scaled by channel."""
+
+    window: int
+    maximum: bool  # else the average
+    affine: Tensor | None  # [2, C]: scale and shift
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        """Of the neurons."""
+        return (*x.shape[:3], x.shape[3] // self.window, x.shape[4] // self.window)
+
+    def numbers(self, x: Tensor, grad_affine: Tensor | None = None) -> list[int]:
+        """As the compiled module takes it."""
+        at = (0, 0) if self.affine is None else (self.affine[0].data_ptr(), self.affine[1].data_ptr())
+        sizes = (x.shape[2], x.shape[3], x.shape[4], x.shape[1:].numel())
+        return [self.maximum, self.window, *sizes, *at, _address(grad_affine)]
 
 
 _library = torch.library.Library("spiking", "DEF")
@@ -83,9 +103,10 @@ def _is_stand_in(tensor: Tensor) -> bool:
     return tensor.numel() > 1 and all(s == 0 or d == 1 for s, d in zip(tensor.stride(), tensor.shape))
 
 
-def _reads_input(params: Tensor | None, rule: list[int], save: int) -> bool:
-    """Whether the backward needs x: to run the forward again, or for the decay of a decayed input."""
-    return save in (0, 3) or (bool(rule[_TIE + 1]) and params is not None)
+def reads_input(params: Tensor | None, rule: list[int], save: int, drive: Drive | None = None) -> bool:
+    """Whether the backward needs x: to run the forward again, for the decay of a decayed input, or for what a drive did with it."""
+    again = save in (0, 3) or (bool(rule[_TIE + 1]) and params is not None)
+    return again or (drive is not None and (drive.maximum or drive.affine is not None))
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -99,16 +120,31 @@ def _threads_for(items: int) -> int:
 def _integrate(
     x: Tensor, state: Tensor | None, params: Tensor | None, inner: int, rule: list[int], numbers: list[float], save: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    choice = backend.choose(x.device).name
-    if choice == "reference":
+    if backend.choose(x.device).name == "reference":
         return _integrate_reference(x, state, params, inner, rule, numbers, save)
+    return run_forward(x, state, params, inner, rule, numbers, save)
+
+
+def run_forward(
+    x: Tensor,
+    state: Tensor | None,
+    params: Tensor | None,
+    inner: int,
+    rule: list[int],
+    numbers: list[float],
+    save: int,
+    drive: Drive | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(spikes, last state, saved) by a kernel; only that of CPUs knows a `drive`."""
+    choice = backend.choose(x.device).name
     x = x.contiguous()
+    shape = tuple(x.shape) if drive is None else drive.shape(x)
     state = None if state is None else state.contiguous()
     params = None if params is None else params.contiguous()
-    s = memory.empty(x.shape, x.dtype, x.device)
-    last = memory.empty((n_states(rule), *x.shape[1:]), state_dtype(x.dtype), x.device)
-    saved = memory.empty(*_saved_like(x, rule, save), x.device)
-    steps, neurons = x.shape[0], math.prod(x.shape[1:])
+    s = memory.empty(shape, x.dtype, x.device)
+    last = memory.empty((n_states(rule), *shape[1:]), state_dtype(x.dtype), x.device)
+    saved = memory.empty(*saved_like(shape, x.dtype, rule, save), x.device)
+    steps, neurons = shape[0], math.prod(shape[1:])
     sizes = (steps, neurons, 1 if params is None else params.shape[1], inner)
     packed = [_DTYPES.index(x.dtype), save, *rule]
     addresses = (_address(x), _address(state), _address(params), _address(s), _address(last), _address(saved))
@@ -117,7 +153,9 @@ def _integrate(
 
         launch.neuron_forward(addresses, sizes, packed, numbers, x)
     else:
-        backend.compiled().neuron_forward(*addresses, *sizes, packed, numbers, _threads_for(x.numel()))  # type: ignore[union-attr]
+        driven = [] if drive is None else drive.numbers(x)
+        threads = _threads_for(x.numel())
+        backend.compiled().neuron_forward(*addresses, *sizes, packed, numbers, threads, driven)  # type: ignore[union-attr]
     return s, last, saved
 
 
@@ -134,20 +172,43 @@ def _integrate_backward(
     save: int,
     want_params: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    choice = backend.choose(saved.device).name
-    shape, dtype = x.shape, x.dtype
-    if choice == "reference":
+    if backend.choose(saved.device).name == "reference":
         return _backward_reference(grad_s, grad_state, x, state, params, inner, rule, numbers)
+    call = (inner, rule, numbers, save, want_params)
+    return run_backward(grad_s, grad_state, x, state, params, saved, *call)[:3]
+
+
+def run_backward(
+    grad_s: Tensor | None,
+    grad_state: Tensor | None,
+    x: Tensor,
+    state: Tensor | None,
+    params: Tensor | None,
+    saved: Tensor,
+    inner: int,
+    rule: list[int],
+    numbers: list[float],
+    save: int,
+    want_params: bool,
+    drive: Drive | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, of the initial state, of the parameters, and of the drive's scale and shift, by a kernel."""
+    choice = backend.choose(saved.device).name
+    shape, dtype = tuple(x.shape) if drive is None else drive.shape(x), x.dtype
+    reads = reads_input(params, rule, save, drive)
     # The loss is often a sum: its gradient is one number expanded, and copying it out would cost a whole tensor.
     scalar = grad_s is not None and _is_stand_in(grad_s)
     grad_s = grad_s if grad_s is None or scalar else grad_s.contiguous()
     grad_state = None if grad_state is None else grad_state.contiguous()
-    x = x.contiguous() if _reads_input(params, rule, save) else x
+    x = x.contiguous() if reads else x
     state = None if state is None else state.contiguous()
     params = None if params is None else params.contiguous()
     steps, neurons = shape[0], math.prod(shape[1:])
     n_params = 1 if params is None else params.shape[1]
-    grad_x = memory.empty(shape, dtype, saved.device)
+    grad_x = memory.empty(x.shape, dtype, saved.device)
+    grad_affine = None
+    if drive is not None and (x.shape[3] % drive.window or x.shape[4] % drive.window):
+        grad_x.zero_()  # what no window covers
     grad_state0 = memory.empty(
         (n_states(rule), *shape[1:]) if state is not None else (0,), state_dtype(dtype), saved.device
     )
@@ -159,8 +220,10 @@ def _integrate_backward(
     grad_params = torch.zeros(
         (rows, 3, n_params) if wanted else (0, 3, n_params), dtype=torch.float64, device=saved.device
     )
+    if drive is not None and drive.affine is not None:
+        grad_affine = torch.zeros((rows, 2, x.shape[2]), dtype=torch.float64)
     before = (
-        _address(x) if _reads_input(params, rule, save) else 0,
+        _address(x) if reads else 0,
         _address(state),
         _address(params),
         _address(saved),
@@ -174,11 +237,13 @@ def _integrate_backward(
 
         launch.neuron_backward((*before, *outputs), sizes, packed, numbers, x)
     else:
-        backend.compiled().neuron_backward(*before, *outputs, *sizes, packed, numbers, threads)  # type: ignore[union-attr]
+        driven = [] if drive is None else drive.numbers(x, grad_affine)
+        backend.compiled().neuron_backward(*before, *outputs, *sizes, packed, numbers, threads, driven)  # type: ignore[union-attr]
     return (
         grad_x,
         grad_state0,
         grad_params.sum(0).to(state_dtype(dtype)) if wanted else grad_params.new_empty(0, dtype=state_dtype(dtype)),
+        None if grad_affine is None else grad_affine.sum(0).to(state_dtype(dtype)),
     )
 
 
@@ -235,7 +300,7 @@ def _integrate_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     state, cells, meaning = _reference_arguments(x, state, params, inner, rule, numbers)
     s, last, _ = reference.run(x, state, *cells, meaning)
-    shape, dtype = _saved_like(x, rule, save)
+    shape, dtype = saved_like(tuple(x.shape), x.dtype, rule, save)
     return s, last, torch.zeros(shape, dtype=dtype, device=x.device)
 
 
@@ -284,7 +349,7 @@ for key in ("CPU", "CUDA"):
 def _integrate_fake(
     x: Tensor, state: Tensor | None, params: Tensor | None, inner: int, rule: list[int], numbers: list[float], save: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, dtype = _saved_like(x, rule, save)
+    shape, dtype = saved_like(tuple(x.shape), x.dtype, rule, save)
     last = x.new_empty((n_states(rule), *x.shape[1:]), dtype=state_dtype(x.dtype))
     return x.new_empty(x.shape), last, x.new_empty(shape, dtype=dtype)
 
@@ -319,12 +384,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     x, state, params, ctx.inner, ctx.rule, ctx.numbers, ctx.save = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(_kept_input(x, params, ctx.rule, ctx.save), state, params, output[2])
+    ctx.save_for_backward(kept_input(x, params, ctx.rule, ctx.save), state, params, output[2])
 
 
-def _kept_input(x: Tensor, params: Tensor | None, rule: list[int], save: int) -> Tensor:
+def kept_input(x: Tensor, params: Tensor | None, rule: list[int], save: int, drive: Drive | None = None) -> Tensor:
     """x itself where the backward reads it; elsewhere a view of one number, which keeps shape and dtype but no memory."""
-    if _reads_input(params, rule, save) or x.numel() == 0 or backend.choose(x.device).name == "reference":
+    if reads_input(params, rule, save, drive) or x.numel() == 0 or backend.choose(x.device).name == "reference":
         return x
     return x.new_empty(1).expand(x.shape)
 

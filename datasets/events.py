@@ -197,7 +197,7 @@ def backwards_error(events: Events, index: int, name: str, offset_of: Any = None
         )
     return SpikingError(
         f"{where}: got t={t} µs after {int(events.t[index - 1])} µs; expected times that never decrease. "
-        "Pass sort=True to put the events in order of time."
+        "To put the events in order of time, pass sort=True (--sort-events on the command line)."
     )
 
 
@@ -231,7 +231,7 @@ def decode_bin(
     if tail and not drop_tail:
         raise SpikingError(
             f"{name}: byte {raw.size - tail}: got {tail} of the {WORD} bytes of an event; the file of {raw.size} bytes "
-            "is cut. Download it again, or pass drop_tail=True to leave the rest out."
+            "is cut. Download it again, or leave the rest out with drop_tail=True (--drop-tail on the command line)."
         )
     size = None if sensor_size is None else sensor(sensor_size, "decode_bin")
     width, height = (size or (0, 0))[:2]

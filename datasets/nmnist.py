@@ -62,6 +62,8 @@ class NMNIST(RecordingSet):
     that tonic's transforms work.  first_saccade_only: events before 100 ms.  stabilize: take the camera's motion out.
     sort, drop_tail: repair recordings that run backwards or end inside an event instead of refusing them.
     verify: compare complete archives with the md5 of the originals.  threads: over recordings while packing.
+    skip_broken: leave damaged recordings out instead of refusing the set; `broken` has one line for each, and they are
+    looked for anew at each opening.
     Errors: SpikingError saying what was looked for, or naming the recording that is damaged.
 
     >>> import tempfile
@@ -86,11 +88,13 @@ class NMNIST(RecordingSet):
         sort: bool = False,
         drop_tail: bool = False,
         verify: bool = True,
+        skip_broken: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         threads: int = 1,
     ) -> None:
         self.train = bool(train)
         self.simulated = root is None
+        self.broken: list[str] = []
         folder = cache_root() if cache_dir is None else Path(cache_dir)
         if root is None:
             from spiking.datasets.simulate import SimulatedNMNIST
@@ -103,9 +107,14 @@ class NMNIST(RecordingSet):
             repair = {"sort": bool(sort), "drop_tail": bool(drop_tail)}
             members = [list(m) for m in source.members]
             key = key_of("nmnist", FORMAT, split, members, fingerprint(Path(source.path)), repair)
-            stored = load_or_build(
-                folder / f"nmnist-{split}-{key}.recordings", lambda: load(source, split, verify, repair, threads)
-            )
+            try:
+                stored = load_or_build(
+                    folder / f"nmnist-{split}-{key}.recordings", lambda: load(source, split, verify, repair, threads)
+                )
+            except SpikingError:
+                if not skip_broken:
+                    raise
+                stored = load(source, split, verify, repair, threads, self.broken)
             part = "" if len(stored.labels) == FULL[split] else f" (a part of the {FULL[split]:,})"
             self._description = (
                 f"{len(stored.labels):,} real N-MNIST recordings, {split} split{part}, from {source.path}."
@@ -125,15 +134,25 @@ class NMNIST(RecordingSet):
 
 def find(root: Path, split: str) -> Source:
     """The folder or archive below `root` that holds recordings of the split."""
+    source = search(root, split)
+    if source is not None:
+        return source
+    if root.is_file():
+        raise SpikingError(
+            f"{root}: got an archive without {split.title()}/<digit>/*.bin; expected N-MNIST. {HOW_TO_GET}"
+        )
+    raise SpikingError(
+        f"{root}: got a folder with {_listing(root)}; expected {split.title()}/<digit>/*.bin, {split}.zip, or a zip "
+        f"file that holds {split.title()}/<digit>/*.bin, here or in nmnist/. {HOW_TO_GET}"
+    )
+
+
+def search(root: Path, split: str) -> Source | None:
+    """The folder or archive below `root` that holds recordings of the split, None where there are none."""
     if not root.exists():
         raise SpikingError(f"{root}: no such file or folder; expected N-MNIST there. {HOW_TO_GET}")
     if root.is_file():
-        source = in_archive(root, split)
-        if source is None:
-            raise SpikingError(
-                f"{root}: got an archive without {split.title()}/<digit>/*.bin; expected N-MNIST. {HOW_TO_GET}"
-            )
-        return source
+        return in_archive(root, split)
     for folder in (
         root,
         *(child for child in _entries(root) if child.is_dir() and child.name.lower() in ("nmnist", "n-mnist")),
@@ -148,10 +167,7 @@ def find(root: Path, split: str) -> Source:
         )
         if source is not None:
             return source
-    raise SpikingError(
-        f"{root}: got a folder with {_listing(root)}; expected {split.title()}/<digit>/*.bin, {split}.zip, or a zip "
-        f"file that holds {split.title()}/<digit>/*.bin, here or in nmnist/. {HOW_TO_GET}"
-    )
+    return None
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -207,8 +223,15 @@ def _in_order(members: Iterable[Member]) -> list[Member]:
     return sorted(members, key=lambda m: (m.number, m.name))
 
 
-def load(source: Source, split: str, verify: bool, repair: dict[str, bool], threads: int) -> Stored:
-    """All recordings of a source, each decoded once to be sure of it."""
+def load(
+    source: Source,
+    split: str,
+    verify: bool,
+    repair: dict[str, bool],
+    threads: int,
+    broken: list[str] | None = None,
+) -> Stored:
+    """All recordings of a source, each decoded once to be sure of it; with `broken`, damaged ones are named there and left out."""
     if source.archive and verify and len(source.members) == FULL[split]:
         check_md5(source.path, MD5[split])
     for member in source.members:
@@ -216,10 +239,19 @@ def load(source: Source, split: str, verify: bool, repair: dict[str, bool], thre
             raise SpikingError(f"{_label(source, member)}: got {member.size:,} bytes; expected at most {MOST_BYTES:,}.")
     recordings = read_archive(source) if source.archive else [read_bytes(m.name) for m in source.members]
     _, _, faults = _kernels.decode_sources(recordings, 34, 34, threads)
+    left_out = set()
     for i in np.flatnonzero(faults).tolist():
         name = _label(source, source.members[i])
-        recordings[i] = encode_bin(decode_bin(recordings[i], sensor_size=(34, 34), name=name, **repair), name)
-    return pack(recordings, [m.label for m in source.members], [m.number for m in source.members])
+        try:
+            recordings[i] = encode_bin(decode_bin(recordings[i], sensor_size=(34, 34), name=name, **repair), name)
+        except SpikingError as err:
+            if broken is None:
+                raise
+            broken.append(str(err))
+            left_out.add(i)
+    kept = [i for i in range(len(recordings)) if i not in left_out]
+    members = [source.members[i] for i in kept]
+    return pack([recordings[i] for i in kept], [m.label for m in members], [m.number for m in members])
 
 
 def _label(source: Source, member: Member) -> str:
@@ -258,5 +290,5 @@ def check_md5(path: Path, expected: str) -> None:
     if digest.hexdigest() != expected:
         raise SpikingError(
             f"{path}: got md5 {digest.hexdigest()}; expected {expected}, the original archive's. Download it again, "
-            "or pass verify=False if you packed it yourself."
+            "or, if you packed it yourself, name a folder that it is unpacked in (verify=False in Python)."
         )

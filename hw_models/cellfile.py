@@ -105,7 +105,7 @@ class _Reader:
             pairing=str(data.get("pairing", "one-sided")),
             rows=int(self.take("rows", "1", 512)),
             columns=int(self.take("columns", "1", 512)),
-            r_wire=self.take("r_wire", "Ohm", 0),
+            r_wire=self.take("r_wire", "ohm", 0),
             v_read=self.take("v_read", "V", 0.2),
             spread=self.effect(LogNormal, "spread"),
             cycle_spread=self.effect(LogNormal, "cycle"),

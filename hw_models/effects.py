@@ -344,7 +344,7 @@ class Telegraph:
     resistance: float
     tau_low: float
     tau_high: float
-    units: ClassVar = {"share": "1", "amplitude": "1", "resistance": "Ohm", "tau_low": "s", "tau_high": "s"}
+    units: ClassVar = {"share": "1", "amplitude": "1", "resistance": "ohm", "tau_low": "s", "tau_high": "s"}
 
     def depth(self, g: Tensor, own: Draws) -> Tensor:
         """a of each device, 0 for those without a trap; g in µS."""

@@ -10,7 +10,9 @@ from importlib.metadata import version
 from types import ModuleType
 
 from . import encode, functional, loss, surrogate
+from .engine import compile_events
 from .errors import SpikingError
+from .explain import explain
 from .functional import event_driven
 from .layer import (
     AvgPool2d,
@@ -51,8 +53,10 @@ __all__ = [
     "TDBatchNorm1d",
     "TDBatchNorm2d",
     "__version__",
+    "compile_events",
     "encode",
     "event_driven",
+    "explain",
     "functional",
     "loss",
     "record",

@@ -124,6 +124,49 @@ def layer_kind(layer: nn.Module) -> str | None:
     return None
 
 
+def row_magnitudes(layer: Any) -> np.ndarray:
+    """Σ|w| over the outputs of each row of the weight matrix, all groups in order, float32 [inputs of one output · groups]."""
+    w = layer.weight.detach().abs().cpu()
+    groups = getattr(layer, "groups", 1)
+    if isinstance(layer, tuple(_TRANSPOSED)):
+        w = w.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # outputs first, as in a convolution
+    return w.float().flatten(1).unflatten(0, (groups, -1)).sum(1).flatten().numpy()
+
+
+ROW_BLOCKS = (64, 128, 256, 512)
+"""Sizes of blocks of weight-matrix rows whose activity is counted."""
+
+
+def active_row_blocks(layer: Any, x: Tensor) -> dict[int, int]:
+    """(position, row block) pairs of an operand [N, *] that hold a non-zero, for each size in `ROW_BLOCKS`.
+
+    Rows are ordered as the weights are: input channel, then kernel position. Empty for transposed convolutions.
+    """
+    if isinstance(layer, tuple(_TRANSPOSED)):
+        return {}
+    found = dict.fromkeys(ROW_BLOCKS, 0)
+    frames = (x.detach() != 0).flatten(0, 1) if isinstance(layer, nn.Linear) else x.detach() != 0
+    for part in frames.split(16):
+        rows = part.reshape(-1, part.shape[-1]) if isinstance(layer, nn.Linear) else _receptive_fields(layer, part)
+        for size in ROW_BLOCKS:
+            padded = TF.pad(rows, (0, -rows.shape[-1] % size))
+            found[size] += int(padded.reshape(len(rows), -1, size).any(-1).sum())
+    return found
+
+
+def _receptive_fields(conv: Any, x: Tensor) -> Tensor:
+    """Operands of every output position and group, bool [N·positions·groups, inputs of one output]."""
+    dims = x.ndim - 2
+    fields = TF.pad(x, conv._reversed_padding_repeated_twice)
+    for d in range(dims):
+        reach = conv.dilation[d] * (conv.kernel_size[d] - 1) + 1
+        fields = fields.unfold(2 + d, reach, conv.stride[d])[..., :: conv.dilation[d]]
+    grouped = fields.unflatten(1, (conv.groups, -1))  # [N, groups, channels, *positions, *kernel]
+    order = (0, *range(3, 3 + dims), 1, 2, *range(3 + dims, 3 + 2 * dims))
+    inputs = (x.shape[1] // conv.groups) * math.prod(conv.kernel_size)
+    return grouped.permute(order).reshape(-1, inputs)
+
+
 def padded_macs(layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
     """Multiplications that conventional FLOP counters report for one sample: padding counted as if it were input."""
     if isinstance(layer, nn.Linear):
@@ -230,13 +273,12 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
         )
     flat = x.reshape(steps * batch, -1)
     if known is not None and all(levels in (_NO_LEVELS, _SPIKES) for levels in known.levels):
-        syn = _product(flat, fan)
-        syn_eff = syn if fan_eff is fan else _product(flat, fan_eff)
+        syn = _synops(flat, fan, known)
+        syn_eff = syn if fan_eff is fan else _synops(flat, fan_eff, known)
         return known._replace(syn=syn.reshape(steps, batch), syn_eff=syn_eff.reshape(steps, batch).sum(1))
     found = counting.count(flat, steps, fan, None if fan_eff is fan else fan_eff)
-    repeated = steps > 1 and all(torch.equal(x[0], x[t]) for t in range(1, steps))
     if found is not None:
-        return _from_compiled(found, x, repeated)
+        return _from_compiled(found, x)
     row_sum = flat.sum(1, dtype=torch.float64 if flat.shape[1] >= _EXACT else None)
     if count_equal(flat, 0.0, 1.0) == flat.numel():
         counted, nnz, abs_rows = flat, row_sum, row_sum.double()
@@ -246,7 +288,7 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
         abs_rows = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float64)
         if not bool(torch.isfinite(abs_rows).all()):
             raise FloatingPointError("the operand holds NaN or Inf")
-        levels = [_levels(step) for step in x.reshape(steps, -1)]
+        levels = [levels_of(step) for step in x.reshape(steps, -1)]
         counted = (flat != 0).to(torch.float32)
         nnz = counted.sum(1)
     syn = _product(counted, fan)
@@ -262,11 +304,16 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
         syn_eff.reshape(steps, batch).sum(1),
         _int(per_element),
         levels,
-        repeated,
+        _repeats(x),
     )
 
 
-def _from_compiled(found: counting.Counted, x: Tensor, repeated: bool) -> OperandCounts:
+def _repeats(x: Tensor) -> bool:
+    """Whether all steps of x are bit-identical, where there are several."""
+    return len(x) > 1 and all(torch.equal(x[0], x[t]) for t in range(1, len(x)))
+
+
+def _from_compiled(found: counting.Counted, x: Tensor) -> OperandCounts:
     """What the compiled pass found in x [T, B, *]."""
     steps, batch = x.shape[:2]
     if not found.finite:
@@ -275,7 +322,8 @@ def _from_compiled(found: counting.Counted, x: Tensor, repeated: bool) -> Operan
     if found.levels is None:
         levels = [_SPIKES if n else _NO_LEVELS for n in nnz.sum(1)]
     else:
-        levels = [_known_levels(*met) or _levels(step) for met, step in zip(found.levels, x, strict=True)]
+        levels = [_known_levels(*met) or levels_of(step) for met, step in zip(found.levels, x, strict=True)]
+    repeated = bool((nnz == nnz[0]).all()) and _repeats(x)  # equal steps have equal counts: a look that costs nothing
     abs_sum = found.magnitude.reshape(steps, batch).sum(1)
     return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated)
 
@@ -290,6 +338,12 @@ def _known_levels(magnitudes: tuple[float, ...] | None, signed: bool) -> Levels 
 
 def _int(x: Tensor) -> np.ndarray:
     return x.round().long().cpu().numpy()
+
+
+def _synops(spikes: Tensor, fan: Tensor, known: OperandCounts) -> np.ndarray:
+    """Synaptic operations of each row of spikes, which were counted before."""
+    low, high = fan.aminmax()
+    return known.nnz.reshape(-1) * int(low) if low == high else _product(spikes, fan)
 
 
 def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
@@ -313,7 +367,7 @@ def _product(mask: Tensor, fan: Tensor) -> np.ndarray:
     return np.sum(parts, axis=0)
 
 
-def _levels(step: Tensor) -> Levels:
+def levels_of(step: Tensor) -> Levels:
     """The levels of one step."""
     flat = step.reshape(-1)
     # A look at a few values settles most analogue operands; looking at all of them is slow.

@@ -1,10 +1,12 @@
-"""Trace files: HDF5, schema 1.0, written under a temporary name and renamed when complete."""
+"""Trace files: HDF5, schema 1.1, written under a temporary name and renamed when complete."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import warnings
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import numpy as np
 
 from spiking._counters import CLASSES, Levels
 from spiking.errors import SpikingError
-from spiking.trace import COUNTERS, OTHER_KINDS, WEIGHT_KINDS, EventTrace, LayerTrace, Recording
+from spiking.trace import COUNTERS, OTHER_KINDS, WEIGHT_KINDS, Events, EventTrace, LayerTrace, Recording
 
 FORMAT = "spiking-trace"
-SCHEMA = "1.0"
+SCHEMA = "1.1"
+"""1.1 added row_abs_w, active_rows, events and matmul rows; a file without them is read as it is."""
 _STATIC = ("params", "w_nnz", "w_abs_mean", "w_abs_max", "dense", "dense_padded")
 _MAX_BYTES = 2**30
 _FLAGS = ("bias", "train_mode", "repeated_input")
@@ -28,6 +31,7 @@ _USED = {  # counters a kind of layer has; the others are zero and not stored
     "maxpool": ("in_numel", "pool_cmps"),
     "norm": ("in_numel",),
     "add": ("in_numel", "add_ops", "add_ops_event"),
+    "matmul": ("in_numel", "in_nnz", "syn", "syn_eff", "and_ops"),
 }
 _WEIGHTS = ("in_numel", "in_nnz", "syn", "syn_eff", "bias_adds")
 
@@ -55,7 +59,7 @@ def _write(file: h5py.File, trace: EventTrace) -> None:
         {
             "format": FORMAT,
             "schema": SCHEMA,
-            "mode": "summary",
+            "mode": "events" if any(layer.events is not None for layer in trace.layers) else "summary",
             "complete": False,
             "n_samples": trace.n_samples,
             "n_steps": trace.n_steps,
@@ -69,6 +73,7 @@ def _write(file: h5py.File, trace: EventTrace) -> None:
             "dtype": trace.dtype,
             "device": trace.device,
             "merged_from": json.dumps(trace.merged_from),
+            "precision": json.dumps(trace.precision),
             "units": json.dumps(dict.fromkeys((*COUNTERS, *_ARRAYS), "1")),
         }
     )
@@ -83,6 +88,8 @@ def _write(file: h5py.File, trace: EventTrace) -> None:
     file["graph/kind"] = np.array(kinds, np.uint8)
     for i, layer in enumerate(trace.layers):
         _write_layer(file.create_group(f"layers/{i:04d}"), layer)
+        if layer.events is not None:
+            _write_events(file.create_group(f"events/{i:04d}"), layer.events)
     for i, recording in enumerate(trace.recordings):
         _write_recording(file.create_group(f"recordings/{i:04d}"), recording, names)
 
@@ -95,6 +102,8 @@ def _write_layer(group: h5py.Group, layer: LayerTrace) -> None:
     for name in ("config", "neuron", "operand_of"):
         group.attrs[name] = json.dumps(getattr(layer, name))
     group.attrs["levels"] = _pack_levels(layer.levels)
+    if layer.kind == "matmul":
+        group.attrs["levels_right"] = _pack_levels(layer.levels_right)
     for name in _USED.get(layer.kind, _WEIGHTS):
         _dataset(group, name, layer.counts[name])
     if layer.is_weight_layer:
@@ -104,6 +113,19 @@ def _write_layer(group: h5py.Group, layer: LayerTrace) -> None:
         _dataset(group, "per_sample", np.stack(per_sample, 1).astype(np.float64))
     for name in _ARRAYS:
         _dataset(group, name, getattr(layer, name))
+
+    if layer.row_abs_w.size:
+        _dataset(group, "row_abs_w", layer.row_abs_w)
+    if layer.active_rows:
+        _dataset(group, "active_rows", np.array([*layer.active_rows.values()], np.int64))
+        group["active_rows"].attrs["sizes"] = np.array([*layer.active_rows], np.int64)
+
+
+def _write_events(group: h5py.Group, events: Events) -> None:
+    for name in ("sample", "step", "index"):
+        _dataset(group, name, getattr(events, name).astype(np.uint32))
+    if len(events.value):
+        _dataset(group, "value", events.value)
 
 
 def _pack_levels(levels: Levels) -> str:
@@ -160,8 +182,17 @@ def _check_header(file: h5py.File, where: str) -> None:
     schema = str(file.attrs.get("schema", ""))
     if schema.partition(".")[0] != SCHEMA.partition(".")[0]:
         raise SpikingError(f"{where}: got trace schema {schema}; this version reads {SCHEMA}. Update spiking.")
+    if _minor(schema) > _minor(SCHEMA):
+        warnings.warn(
+            f"{where}: got trace schema {schema}; this version knows {SCHEMA} and reads what it knows.", stacklevel=4
+        )
     if not bool(file.attrs.get("complete", False)):
         raise SpikingError(f"{where}: the trace is incomplete: its run ended before it was saved. Record it again.")
+
+
+def _minor(schema: str) -> int:
+    minor = schema.partition(".")[2]
+    return int(minor) if minor.isdigit() else 0
 
 
 def _read(file: h5py.File) -> EventTrace:
@@ -180,9 +211,15 @@ def _read(file: h5py.File) -> EventTrace:
         created=str(a["created_utc"]),
         software=json.loads(a["software"]),
         merged_from=json.loads(a["merged_from"]),
+        precision=_read_precision(a.get("precision", "{}")),
     )
     layers = file["layers"]
     trace.layers = [_read_layer(layers[key], trace.n_steps) for key in sorted(layers)]
+    for key in sorted(file.get("events", {})):
+        group = file["events"][key]
+        parts = [_values(group, name) for name in ("sample", "step", "index")]
+        value = [_values(group, "value")] if "value" in group else []
+        trace.layers[int(key)].events = Events(*parts, *value)
     names = [layer.name for layer in trace.layers]
     for key in sorted(file.get("recordings", {})):
         group = file["recordings"][key]
@@ -197,6 +234,19 @@ def _read(file: h5py.File) -> EventTrace:
             )
         )
     return trace
+
+
+def _read_precision(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if found:
+        bits = (found["weight_bits"], found["state_bits"])
+        if not all(isinstance(b, int) and 2 <= b <= 32 for b in bits):
+            raise ValueError(f"it states a precision of {bits[0]} and {bits[1]} bits")
+        accuracy = found["accuracy"]
+        if accuracy is not None and not 0 <= float(accuracy) <= 1:
+            raise ValueError(f"it states an accuracy of {accuracy}")
+        found = {name: found[name] for name in ("weight_bits", "state_bits", "accuracy", "samples")}
+    return found
 
 
 def _read_layer(group: h5py.Group, n_steps: int) -> LayerTrace:
@@ -222,8 +272,15 @@ def _read_layer(group: h5py.Group, n_steps: int) -> LayerTrace:
         operand_of=tuple(json.loads(a["operand_of"])),
         levels=_unpack_levels(a["levels"]),
     )
+    if "levels_right" in a:
+        layer.levels_right = _unpack_levels(a["levels_right"])
     if "levels_step" in a:
         layer.levels_step = [_unpack_levels(text) for text in json.loads(a["levels_step"])]
+    if "row_abs_w" in group:
+        layer.row_abs_w = _values(group, "row_abs_w")
+    if "active_rows" in group:
+        sizes = group["active_rows"].attrs["sizes"]
+        layer.active_rows = dict(zip((int(n) for n in sizes), (int(n) for n in _values(group, "active_rows"))))
     for name in COUNTERS:
         if name in group:
             layer.counts[name] = _values(group, name)
@@ -254,7 +311,7 @@ def _check_layer(layer: LayerTrace, trace: EventTrace, where: str) -> None:
         refuse("got an in_abs_sum that is not finite")
     if (c["syn"] > layer.dense * trace.n_samples).any():
         refuse(f"got {c['syn'].max()} synaptic operations of at most {layer.dense * trace.n_samples}")
-    if (c["syn_eff"] > c["syn"]).any():
+    if layer.kind != "matmul" and (c["syn_eff"] > c["syn"]).any():
         refuse("got more effective synaptic operations than synaptic operations")
     if (c["in_nnz"] > c["in_numel"]).any():
         refuse("got more non-zeros than elements")
@@ -266,5 +323,23 @@ def _check_layer(layer: LayerTrace, trace: EventTrace, where: str) -> None:
         refuse(
             f"got {int(layer.spike_count @ layer.fan_out)} synaptic operations by fan-out and {c['syn'].sum()} by step"
         )
+    if layer.row_abs_w.size and not np.isfinite(layer.row_abs_w).all():
+        refuse("got row_abs_w that is not finite")
+    if any(n < 0 for n in layer.active_rows.values()):
+        refuse("got negative active_rows")
+    if layer.events is not None:
+        _check_events(layer, layer.events, trace, refuse)
     if len(layer.syn_sample) not in (0, trace.n_samples):
         refuse(f"got figures of {len(layer.syn_sample)} samples of {trace.n_samples}")
+
+
+def _check_events(layer: LayerTrace, events: Events, trace: EventTrace, refuse: Callable[[str], None]) -> None:
+    n = len(events)
+    if any(len(part) != n for part in (events.sample, events.step)) or len(events.value) not in (0, n):
+        refuse("got lists of events of different lengths")
+    limits = ((events.sample, trace.n_samples), (events.step, trace.n_steps), (events.index, layer.spike_count.size))
+    if n and any(int(part.max()) >= limit for part, limit in limits):
+        refuse("got events outside of the run")
+    expected = int(layer.counts["spikes" if layer.kind == "neuron" else "in_nnz"].sum())
+    if n != expected:
+        refuse(f"got {n} events and a count of {expected}")

@@ -17,14 +17,25 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from spiking.cuda_kernels import event_linear_ops, ops
+from spiking.cuda_kernels import event_conv_ops, event_linear_ops, ops, pool_integrate_ops
 from spiking.cuda_kernels.driven import event_driven
 from spiking.cuda_kernels.reference import Rule
 
 from .errors import SpikingError
 from .surrogate import ATan, Surrogate
 
-__all__ = ["Reset", "Save", "Tie", "adaptive_lif", "cuba_lif", "event_driven", "event_linear", "integrate", "lif"]
+__all__ = [
+    "Reset",
+    "Save",
+    "Tie",
+    "adaptive_lif",
+    "cuba_lif",
+    "event_conv2d",
+    "event_driven",
+    "event_linear",
+    "integrate",
+    "lif",
+]
 
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
 Save: TypeAlias = Literal["value", "half", "recompute"]
@@ -190,14 +201,79 @@ def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         raise SpikingError(
             f"event_linear.bias: got shape {list(bias.shape)}; expected [{weight.shape[0]}], one per output."
         )
-    if not x.is_floating_point():
-        x = x.to(weight.dtype)
-    if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
-        got = x.dtype if x.dtype != weight.dtype else bias.dtype  # type: ignore[union-attr]
-        raise SpikingError(
-            f"event_linear: got {got} beside a weight of {weight.dtype}; expected one dtype. Convert one of them."
-        )
+    x = _in_one_dtype("event_linear", x, weight, bias)
     return event_linear_ops.event_linear(x, weight, bias)
+
+
+def event_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve spikes: only the non-zeros of x cost anything.
+
+        y[o, i, j] = b[o] + Σ W[o, c, k, l]·x[c, stride·i + k - padding, stride·j + l - padding], over the x ≠ 0
+
+    Any values are allowed, not only 0 and 1. The result is that of `torch.nn.functional.conv2d` but for the order of summation, which is
+    the same on every machine and for any batch; infinities and NaN pass through likewise (a weight that holds one is convolved the dense
+    way). `spiking.Conv2d` chooses between the two by itself.
+
+    Shapes: x [T, B, C, H, W] or [B, C, H, W], weight [out, C / groups, kernel, kernel], bias [out] or None -> [T, B, out, H', W'] or
+    [B, out, H', W'], in the memory order of x (contiguous or channels last).
+    Dtype: the weight's; x has it too, or is an integer or bool. float64, float32, bfloat16 and float16 (summed in float32) on CPUs.
+    Gradient: dL/dW touches active inputs only; dL/dx is dense. Of x one bit a number is kept where it holds zeros and ones only.
+    Errors: SpikingError for shapes that do not fit, numbers that make no convolution, or another floating dtype.
+
+    >>> x = torch.zeros(1, 1, 3, 3)
+    >>> x[0, 0, 1, 1] = 1
+    >>> event_conv2d(x, torch.arange(4.0).reshape(1, 1, 2, 2)).flatten().tolist()
+    [3.0, 2.0, 1.0, 0.0]
+    """
+    steps, pads = _pair_of("stride", stride, 1), _pair_of("padding", padding, 0)
+    if not isinstance(groups, int) or groups < 1 or weight.dim() != 4 or weight.shape[0] % groups:
+        raise SpikingError(
+            f"event_conv2d: got a weight {list(weight.shape)} and groups={groups}; expected [out, in / groups, kernel, kernel] "
+            "with out a multiple of groups."
+        )
+    if x.dim() not in (4, 5) or x.shape[-3] != weight.shape[1] * groups:
+        raise SpikingError(
+            f"event_conv2d: got input of shape {list(x.shape)}; expected [T, B, {weight.shape[1] * groups}, H, W] or one step of it."
+        )
+    if any(size + 2 * pad < kernel for size, pad, kernel in zip(x.shape[-2:], pads, weight.shape[2:])):
+        raise SpikingError(
+            f"event_conv2d: got images of {list(x.shape[-2:])} with padding {pads}; expected at least {list(weight.shape[2:])}, the kernel."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise SpikingError(
+            f"event_conv2d.bias: got shape {list(bias.shape)}; expected [{weight.shape[0]}], one per output channel."
+        )
+    x = _in_one_dtype("event_conv2d", x, weight, bias)
+    images = x.flatten(0, 1) if x.dim() == 5 else x
+    y = event_conv_ops.event_conv2d(images, weight, bias, steps, pads, groups)
+    return y.unflatten(0, x.shape[:2]) if x.dim() == 5 else y
+
+
+def _in_one_dtype(where: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Spikes that are integers or bools in the dtype of the weight; floating ones, and the bias, have to have it already."""
+    x = x if x.is_floating_point() else x.to(weight.dtype)
+    for given in (x, bias):
+        if given is not None and given.dtype != weight.dtype:
+            raise SpikingError(
+                f"{where}: got {given.dtype} beside a weight of {weight.dtype}; expected one dtype. Convert one of them."
+            )
+    return x
+
+
+def _pair_of(name: str, given: int | tuple[int, int], least: int) -> list[int]:
+    pair = [given, given] if isinstance(given, int) else list(given)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+        raise SpikingError(
+            f"event_conv2d.{name}: got {given!r}; expected one or two whole numbers of at least {least}."
+        )
+    return pair
 
 
 def _pair(x: Tensor, v: Tensor | None, extra: Tensor | None, v_leak: float) -> Tensor | None:
@@ -224,22 +300,102 @@ def integrate(
 
     `where` names the caller in errors. State rows: v, then the synaptic current or the threshold shift, then the refractory counter.
     """
+    s, last, _ = integrate_sending(where, x, state, rule, beta, threshold, beta_syn, save=save)
+    return s, last
+
+
+def integrate_sending(
+    where: str,
+    x: Tensor,
+    state: Tensor | None,
+    rule: Rule,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    beta_syn: float | Tensor = 0.0,
+    *,
+    save: Save = "value",
+) -> tuple[Tensor, Tensor, event_linear_ops.Membrane | None]:
+    """`integrate`, and what it keeps of membranes whose surrogate derivative is zero far from the threshold; None for all others."""
     _check_input(where, x, state, rule)
     params, inner, numbers = _cells(where, x, beta, threshold, beta_syn)
     integers, packed = ops.pack(rule, *numbers)
-    tensors = (x, state, params)
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    mode = _save_mode(where, rule, save, x, state, params)
+    if state is not None:
+        state = state.to(ops.state_dtype(x.dtype))
+    s, last, kept = ops.integrate(x, state, params, inner, integers, packed, mode)
+    ends = math.isfinite(rule.surrogate.reach) and ops.SAVES[mode] in ("value", "half") and params is None
+    if not ends or rule.normalize or rule.reset_delay or not x.is_cpu:
+        return s, last, None
+    return s, last, event_linear_ops.Membrane(kept, numbers[1], rule.surrogate.reach)
+
+
+def pool_integrate(
+    where: str,
+    x: Tensor,
+    window: int,
+    maximum: bool,
+    affine: Tensor | None,
+    state: Tensor | None,
+    rule: Rule,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    beta_syn: float | Tensor = 0.0,
+    *,
+    save: Save = "value",
+) -> tuple[Tensor, Tensor]:
+    """`integrate` of pooled input in one pass, the pooled input never in memory: x [T, B, C, H, W], one neuron for each window.
+
+    Each is driven by the maximum or the average of its window, times affine[0] plus affine[1] of its channel
+    where `affine` [2, C] is given.
+    """
+    neurons = x.new_empty(1).expand(*x.shape[:3], x.shape[3] // window, x.shape[4] // window)
+    _check_input(where, neurons, state, rule)
+    params, inner, numbers = _cells(where, neurons, beta, threshold, beta_syn)
+    integers, packed = ops.pack(rule, *numbers)
+    mode = _save_mode(where, rule, save, x, affine, state, params)
+    if state is not None:
+        state = state.to(ops.state_dtype(x.dtype))
+    call = (params, inner, integers, packed, mode, window, maximum)
+    s, last, _ = pool_integrate_ops.pool_integrate(x, affine, state, *call)
+    return s, last
+
+
+def _save_mode(where: str, rule: Rule, save: Save, *tensors: Tensor | None) -> int:
+    """How the forward is to save for a backward, by its place in ops.SAVES: 0 where there will be none."""
     if save not in ("value", "half", "recompute"):
         raise SpikingError(f'{where}.save: got {save!r}; expected "value", "half" or "recompute".')
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        return 0
     # These keep more state than h alone can give back, so their backward always recomputes.
     must_recompute = (
         rule.kind != "lif" or rule.refractory > 0 or rule.residual_reset or (save == "half" and rule.reset_delay)
     )
-    mode = 0 if not learns else ops.SAVES.index("recompute" if must_recompute else save)
-    if state is not None:
-        state = state.to(ops.state_dtype(x.dtype))
-    s, last, _ = ops.integrate(x, state, params, inner, integers, packed, mode)
-    return s, last
+    return ops.SAVES.index("recompute" if must_recompute else save)
+
+
+def linear_integrate(
+    where: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    rule: Rule,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    beta_syn: float | Tensor = 0.0,
+) -> tuple[Tensor, Tensor] | None:
+    """`integrate` of x·Wᵀ + b in one kernel where one exists (CUDA, inference, few rows), with the same spikes; None elsewhere.
+
+    x [T, B, in], weight [out, in], state [S, B, out] or None -> (spikes [T, B, out], last state [S, B, out]).
+    """
+    if x.dim() != 3 or x.shape[2] != weight.shape[1] or x.dtype != weight.dtype:
+        return None
+    current = x.new_empty(1).expand(*x.shape[:2], weight.shape[0])  # what the neurons would be given, for the checks
+    _check_input(where, current, state, rule)
+    params, inner, numbers = _cells(where, current, beta, threshold, beta_syn)
+    integers, packed = ops.pack(rule, *numbers)
+    state = None if state is None else state.to(ops.state_dtype(x.dtype))
+    return event_linear_ops.linear_neurons(x, weight, bias, state, params, inner, integers, packed)
 
 
 def check_rule(where: str, rule: Rule) -> None:

@@ -9,6 +9,7 @@ Source of the time-folding: Fang et al. 2023, SpikingJelly (Science Advances 9, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
 
-from spiking.cuda_kernels import event_linear_ops
+from spiking.cuda_kernels import cost, event_conv_ops, event_linear_ops
+from spiking.cuda_kernels.cuda import event as cuda_event
 from spiking.cuda_kernels.pool_ops import pool_moments
 from spiking.errors import SpikingError
 
@@ -74,11 +76,19 @@ class Linear(nn.Linear):
             input = input.to(self.weight.dtype)
         return event_linear_ops.linear(input, self.weight, self.bias)
 
+    def event_choice(self, input: Tensor) -> cost.Choice:
+        """Dense or event-driven, and the predicted seconds of both, for this input in evaluation."""
+        return event_linear_ops.choice(input, self.weight)
+
 
 class Conv2d(nn.Conv2d):
     """torch's 2-d convolution at every time step.
 
-    Shapes: x [T, B, C_in, H, W] -> [T, B, C_out, H', W']; [B, C_in, H, W] is one time step.
+    Only spikes are multiplied where that is quicker (see `event_driven`); the choice changes results by the order of summation only.
+    With dilation, or padding by anything but a number of zeros, it is torch's convolution.
+
+    Shapes: x [T, B, C_in, H, W] -> [T, B, C_out, H', W']; [B, C_in, H, W] is one time step.   Dtype: the weight's; spikes may be
+    integers or bools.
     Errors: SpikingError for another number of axes or channels.
 
     >>> Conv2d(2, 12, 5)(torch.zeros(6, 1, 2, 34, 34)).shape
@@ -91,7 +101,22 @@ class Conv2d(nn.Conv2d):
                 f"Conv2d: got input of shape {_shape(input)}; expected {self.in_channels} channels on the third axis "
                 "from the end."
             )
-        return _images(self, input, super().forward)
+        if not input.is_floating_point():
+            input = input.to(self.weight.dtype)
+        return _images(self, input, self._convolved if self.sums_spikes else super().forward)
+
+    @property
+    def sums_spikes(self) -> bool:
+        """Whether the event-driven kernels know this kind of convolution."""
+        return self.padding_mode == "zeros" and self.dilation == (1, 1) and not isinstance(self.padding, str)
+
+    def _convolved(self, images: Tensor) -> Tensor:
+        return event_conv_ops.conv2d(images, self.weight, self.bias, *self.call)
+
+    @property
+    def call(self) -> tuple[list[int], list[int], int]:
+        """Stride, padding and groups, as the kernels take them."""
+        return list(self.stride), list(self.padding), self.groups  # type: ignore[arg-type]
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -281,22 +306,148 @@ class TDBatchNorm2d(_ThresholdScaled):
         return _images(self, input, self._normalise)
 
 
-def _fuses(norm: nn.Module, pool: nn.Module, x: Tensor) -> bool:
-    """Whether training may run batch normalisation and the average pooling after it in one pass each way."""
-    if not (isinstance(norm, BatchNorm2d) and isinstance(pool, AvgPool2d) and norm.training and x.dim() == 5):
+def _window(pool: nn.Module) -> int | None:
+    """The side of a pooling layer's windows where they are square, lie side by side and cover no padding."""
+    if not isinstance(pool, (AvgPool2d, MaxPool2d)):
+        return None
+    sides = {*_two(pool.kernel_size), *_two(pool.stride)}
+    plain = len(sides) == 1 and _two(pool.padding) == (0, 0) and not pool.ceil_mode
+    if isinstance(pool, AvgPool2d):
+        plain &= pool.divisor_override is None
+    else:
+        plain &= _two(pool.dilation) == (1, 1) and not pool.return_indices
+    return sides.pop() if plain else None
+
+
+def _two(size: Any) -> tuple[Any, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def _normalises(norm: nn.Module, pool: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether training may run batch normalisation of [T, B, C, H, W] and the average pooling after it in one pass each way."""
+    if not (isinstance(norm, BatchNorm2d) and isinstance(pool, AvgPool2d) and norm.training and len(shape) == 5):
         return False
-    window = pool.kernel_size
-    plain = isinstance(window, int) and pool.stride == window and pool.padding == 0 and not pool.ceil_mode
-    plain &= pool.divisor_override is None and norm.affine and norm.track_running_stats and norm.momentum is not None
-    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (norm, pool))
-    fits = x.shape[2] == norm.num_features and min(x.shape[3:]) >= (window if isinstance(window, int) else 1)
-    return plain and not watched and fits and x.dtype in (torch.float32, torch.float64) and x.numel() > x.shape[2]
+    window = _window(pool)
+    plain = window is not None and norm.affine and norm.track_running_stats and norm.momentum is not None
+    fits = plain and shape[2] == norm.num_features and min(shape[3:]) >= (window or 1) and math.prod(shape) > shape[2]
+    return fits and dtype in (torch.float32, torch.float64) and not (_is_watched(norm) or _is_watched(pool))
 
 
-def _norm_then_pool(norm: BatchNorm2d, pool: AvgPool2d, x: Tensor) -> Tensor:
-    """pool(norm(x)), with the normalisation applied to the pooled images: the mean of a window of a·x + b is a·mean + b."""
-    pooled, moments = pool_moments(x.flatten(0, 1), pool.kernel_size)
-    n = x.numel() // x.shape[2]
+def _out_shape(conv: Conv2d, x: Tensor) -> tuple[int, ...]:
+    steps, pads, _ = conv.call
+    high, wide = (
+        (size + 2 * pad - kernel) // step + 1
+        for size, pad, kernel, step in zip(x.shape[3:], pads, conv.kernel_size, steps)
+    )
+    return *x.shape[:2], conv.out_channels, high, wide
+
+
+def _convolves(conv: nn.Module, x: Tensor) -> bool:
+    """Whether a convolution may run together with the normalisation and pooling after it."""
+    if torch.compiler.is_compiling() or not isinstance(conv, Conv2d) or not conv.sums_spikes or conv.bias is not None:
+        return False
+    fits = x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype == conv.weight.dtype
+    return fits and min(_out_shape(conv, x)) > 0 and not _is_watched(conv)
+
+
+# torch's layers that take the time axis for another one; with how many axes, and what to use instead.
+_TIMELESS: dict[type, tuple[int, str]] = {
+    nn.Conv2d: (5, "Conv2d"),
+    nn.AvgPool2d: (5, "AvgPool2d"),
+    nn.MaxPool2d: (5, "MaxPool2d"),
+    nn.BatchNorm2d: (5, "BatchNorm2d"),
+    nn.BatchNorm1d: (3, "BatchNorm1d"),
+    nn.Flatten: (5, "Flatten"),
+}
+
+
+def _refuse_timeless(layer: nn.Module, x: Tensor) -> None:
+    axes, ours = _TIMELESS.get(type(layer), (0, ""))
+    if x.dim() == axes:
+        raise SpikingError(
+            f"torch.nn.{ours}: got input of shape {_shape(x)}; it knows no time axis. Use spiking.{ours} in its place."
+        )
+
+
+def _drives(layer: nn.Module, following: Any, x: Tensor) -> bool:
+    """Whether the next layer may be asked to take this linear layer's work along; nobody must be watching what passes between."""
+    if not cuda_event.here(x):
+        return False
+    watched = _is_watched(layer) or _is_watched(following)
+    return type(layer) is Linear and _stands_for_forward(type(following), "after_linear") and not watched
+
+
+def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[Any, ...] | None:
+    """What the first few layers give in one pass, with the state of each; None where the first runs by itself."""
+    if len(layers) < 2:
+        return None
+    first, second = layers[:2]
+    if len(layers) > 2 and _convolves(first, x) and _normalises(second, layers[2], _out_shape(first, x), x.dtype):
+        return _then_neuron(_conv_pooled(first, layers[2], x), second, layers[3:], states[3:], 3)
+    if _normalises(first, second, tuple(x.shape), x.dtype):
+        pooled, moments = pool_moments(x.flatten(0, 1), _window(second))
+        found = pooled.unflatten(0, x.shape[:2]), moments, x.numel() // x.shape[2]
+        return _then_neuron(found, first, layers[2:], states[2:], 2)
+    if _pools(first, x) and _may_follow(second):
+        s, state = second.after_pool(x, _window(first), isinstance(first, MaxPool2d), None, states[1])
+        return s, None, state
+    if _drives(first, second, x):
+        both = second.after_linear(x, first.weight, first.bias, states[1])
+        return None if both is None else (both[0], None, both[1])
+    if _sends(first, second, x):
+        s, state, sent_by = first.sending(x, states[0])
+        return event_linear_ops.linear(s, second.weight, second.bias, sent_by), state, None
+    return None
+
+
+def _sends(neuron: Any, linear: nn.Module, x: Tensor) -> bool:
+    """Whether a neuron may tell the linear layer after it which input gradients it will not use; nobody else may see them."""
+    if not hasattr(neuron, "sends") or type(linear) is not Linear or _is_watched(neuron) or _is_watched(linear):
+        return False
+    return neuron.sends() and x.dim() > 2 and x.shape[-1] == linear.in_features
+
+
+def _pools(pool: nn.Module, x: Tensor) -> bool:
+    """Whether a pooling layer may run together with the neuron after it."""
+    window = _window(pool)
+    fits = window is not None and x.dim() == 5 and min(x.shape[3:]) >= window and x.is_floating_point()
+    return fits and not _is_watched(pool)
+
+
+def _may_follow(neuron: Any) -> bool:
+    return _stands_for_forward(type(neuron), "after_pool") and not _is_watched(neuron)
+
+
+def _stands_for_forward(kind: type, method: str) -> bool:
+    """Whether a method may run in place of forward: both are of one class, so that no subclass has a forward of its own."""
+    owners = [next((k for k in kind.__mro__ if name in vars(k)), None) for name in (method, "forward")]
+    return owners[0] is not None and owners[0] is owners[1]
+
+
+def _conv_pooled(conv: Conv2d, pool: AvgPool2d, x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """conv(x) pooled, the moments of conv(x), and of how many numbers a channel; from spikes, conv(x) is never all in memory."""
+    images, window = x.flatten(0, 1), _window(pool)
+    n = math.prod(_out_shape(conv, x)) // conv.out_channels
+    found = event_conv_ops.spikes_for(images, conv.weight, None, *conv.call)
+    if found is None:
+        pooled, moments = pool_moments(nn.Conv2d.forward(conv, images), window)
+    else:
+        _, images, _, spikes = found
+        pooled, moments = event_conv_ops.event_conv_pool(
+            images, conv.weight, spikes.masks, spikes.ones, *conv.call, window
+        )
+    return pooled.unflatten(0, x.shape[:2]), moments, n
+
+
+def _then_neuron(
+    found: tuple[Tensor, Tensor, int], norm: BatchNorm2d, layers: list[Any], states: tuple[Any, ...], ran: int
+) -> tuple[Any, ...]:
+    """Normalisation applied to pooled images, in the same pass as a neuron that follows: the mean of a window of a·x + b is a·mean + b."""
+    pooled, moments, n = found
     mean = moments[0] / n
     variance = (moments[1] / n - mean * mean).clamp(min=0)
     scale = norm.weight.double() * (variance + norm.eps).rsqrt()
@@ -305,8 +456,12 @@ def _norm_then_pool(norm: BatchNorm2d, pool: AvgPool2d, x: Tensor) -> Tensor:
         norm.num_batches_tracked.add_(1)  # type: ignore[union-attr, operator]
         for running, now in ((norm.running_mean, mean), (norm.running_var, variance * n / (n - 1))):
             running.lerp_(now.to(running.dtype), norm.momentum)  # type: ignore[union-attr, arg-type]
-    scale, shift = (v.to(x.dtype)[:, None, None] for v in (scale, shift))
-    return torch.addcmul(shift, pooled, scale).unflatten(0, x.shape[:2])
+    affine = torch.stack([scale, shift]).to(pooled.dtype)
+    if layers and _may_follow(layers[0]):
+        s, state = layers[0].after_pool(pooled, 1, False, affine, states[0])
+        return s, *(None,) * ran, state
+    scale, shift = affine[:, :, None, None]
+    return torch.addcmul(shift, pooled, scale), *(None,) * ran
 
 
 class Sequential(nn.Sequential):
@@ -326,16 +481,16 @@ class Sequential(nn.Sequential):
     def forward(self, input: Tensor, state: tuple[Any, ...] | None = None, return_state: bool = False) -> Any:
         x = input
         after: list[Any] = []
-        layers = list(zip(self.named_children(), self._states(state), strict=True))
-        pooled = False
-        for i, ((name, layer), before) in enumerate(layers):
+        names, layers, states = [*self._modules], [*self.children()], self._states(state)
+        done: list[Any] = []  # the states of layers that ran together with one before them
+        for i, (name, layer, before) in enumerate(zip(names, layers, states)):
             try:
-                following = layers[i + 1][0][1] if i + 1 < len(layers) else None
-                if pooled:  # by the layer before
-                    pooled, new = False, None
-                elif following is not None and _fuses(layer, following, x):
-                    x, new, pooled = _norm_then_pool(layer, following, x), None, True  # type: ignore[arg-type]
+                if done:
+                    new = done.pop(0)
+                elif (together := _together(layers[i:], states[i:], x)) is not None:
+                    x, new, *done = together
                 elif not hasattr(layer, "step"):
+                    _refuse_timeless(layer, x)
                     x, new = layer(x), None
                 elif return_state or before is not None:
                     x, new = layer(x, state=before, return_state=True)
@@ -347,19 +502,8 @@ class Sequential(nn.Sequential):
         return (x, tuple(after)) if return_state else x
 
     def step(self, x_t: Tensor, state: tuple[Any, ...] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
-        x = x_t
-        after: list[Any] = []
-        layer: Any
-        for (name, layer), before in zip(self.named_children(), self._states(state), strict=True):
-            try:
-                if hasattr(layer, "step"):
-                    x, new = layer.step(x, before)
-                else:
-                    x, new = layer(x.unsqueeze(0)).squeeze(0), None
-            except SpikingError as err:
-                raise SpikingError(f'layer "{name}": {err}') from err
-            after.append(new)
-        return x, tuple(after)
+        x, after = self(x_t.unsqueeze(0), state=state, return_state=True)
+        return x.squeeze(0), after
 
     def _states(self, state: tuple[Any, ...] | None) -> tuple[Any, ...]:
         if state is None:

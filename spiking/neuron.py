@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from spiking.cuda_kernels import event_linear_ops
 from spiking.cuda_kernels.reference import Rule
 
 from . import functional as F
@@ -86,10 +87,46 @@ class Neuron(nn.Module, ABC):
         s, last = F.integrate(type(self).__name__, x, rows, self.rule, **self.cells(), save=self.save)  # type: ignore[arg-type]
         return (s, self.state_type(*last.unbind(0))) if return_state else s
 
+    def sends(self) -> bool:
+        """Whether `sending` may run in place of a call, and tells a linear layer something of use: the surrogate derivative ends."""
+        plain = type(self).forward is Neuron.forward
+        return plain and math.isfinite(self.rule.surrogate.reach) and torch.is_grad_enabled()
+
+    def sending(
+        self, x: Tensor, state: NeuronState | None
+    ) -> tuple[Tensor, NeuronState, event_linear_ops.Membrane | None]:
+        """Spikes, state, and the membranes from which a linear layer sees which of its input gradients will be multiplied with zero."""
+        rows = None if state is None else self._rows(state, x)
+        call = (type(self).__name__, x, rows, self.rule)
+        s, last, sent_by = F.integrate_sending(*call, **self.cells(), save=self.save)  # type: ignore[arg-type]
+        return s, self.state_type(*last.unbind(0)), sent_by
+
+    def after_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, state: NeuronState | None
+    ) -> tuple[Tensor, NeuronState] | None:
+        """Spikes and state for input x·Wᵀ + b, x [T, B, in], where one kernel computes both; None where none does."""
+        rows = None if state is None else self._rows(state, x)
+        cells = self.cells()
+        found = F.linear_integrate(type(self).__name__, x, weight, bias, rows, self.rule, **cells)  # type: ignore[arg-type]
+        return None if found is None else (found[0], self.state_type(*found[1].unbind(0)))
+
+    def after_pool(
+        self, x: Tensor, window: int, maximum: bool, affine: Tensor | None, state: NeuronState | None
+    ) -> tuple[Tensor, NeuronState]:
+        """Spikes and state for x [T, B, C, H, W] pooled over windows, and scaled by channel; see `functional.pool_integrate`."""
+        rows = None if state is None else self._rows(state, x)
+        drive = (x, window, maximum, affine, rows, self.rule)
+        s, last = F.pool_integrate(type(self).__name__, *drive, **self.cells(), save=self.save)  # type: ignore[arg-type]
+        return s, self.state_type(*last.unbind(0))
+
     def step(self, x_t: Tensor, state: NeuronState | None = None) -> tuple[Tensor, NeuronState]:
         """One time step: x_t [B, *] and the state before (None: at rest) -> spikes [B, *] and the state after."""
         s, after = self(x_t.unsqueeze(0), state=state, return_state=True)
         return s.squeeze(0), after
+
+    def stored(self, v: Tensor) -> Tensor:
+        """A membrane potential as the neuron keeps it between two steps: as it is, unless its precision is limited."""
+        return v
 
     def _rows(self, state: NeuronState, x: Tensor) -> Tensor:
         if not isinstance(state, self.state_type):

@@ -58,6 +58,11 @@ class Surrogate(ABC):
     def kernel_parameters(self) -> tuple[float, float]:
         """The two numbers that the kernels take."""
 
+    @property
+    def reach(self) -> float:
+        """The derivative is zero where |u| is this or more; infinite for curves that never end."""
+        return math.inf
+
     def _require_positive(self, **values: float) -> None:
         for name, value in values.items():
             if not (math.isfinite(value) and value > 0):
@@ -160,6 +165,10 @@ class Triangle(Surrogate):
         return self.scale * self.alpha * (1 - self.alpha * u.abs()).clamp(min=0)
 
     @property
+    def reach(self) -> float:
+        return 1 / self.alpha
+
+    @property
     def kernel_parameters(self) -> tuple[float, float]:
         return self.alpha, self.scale
 
@@ -178,6 +187,10 @@ class Rectangle(Surrogate):
     def grad(self, u: Tensor) -> Tensor:
         inside = (u.abs() < 0.5 / self.alpha).to(u.dtype)
         return self.scale * self.alpha * inside + 0 * u  # 0·u: NaN in, NaN out, as in the kernels
+
+    @property
+    def reach(self) -> float:
+        return 0.5 / self.alpha
 
     @property
     def kernel_parameters(self) -> tuple[float, float]:

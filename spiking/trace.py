@@ -41,7 +41,7 @@ COUNTERS = (
 )
 """Counters of a layer: int64, one value per time step, summed over the samples."""
 
-OTHER_KINDS = ("neuron", "avgpool", "maxpool", "norm", "add")
+OTHER_KINDS = ("neuron", "avgpool", "maxpool", "norm", "add", "matmul")
 WEIGHT_KINDS = (
     "linear",
     "conv1d",
@@ -54,12 +54,46 @@ WEIGHT_KINDS = (
 
 
 @dataclass
+class Events:
+    """Where the non-zero elements of one tensor were: `sample`, `step`, `index` (flat, C order), uint32 [n], sorted so.
+
+    `value` float32 [n], or empty if all are 1.
+    """
+
+    sample: np.ndarray
+    step: np.ndarray
+    index: np.ndarray
+    value: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def followed_by(self, other: Events, samples: int) -> Events:
+        """These events and those of further samples, which are counted on from `samples`."""
+        value = self.value
+        if len(self.value) != len(other.value) or len(self.value) or len(other.value):
+            value = np.concatenate([e.value if len(e.value) else np.ones(len(e), np.float32) for e in (self, other)])
+        return Events(
+            np.concatenate([self.sample, other.sample + np.uint32(samples)]),
+            np.concatenate([self.step, other.step]),
+            np.concatenate([self.index, other.index]),
+            value,
+        )
+
+
+@dataclass
 class LayerTrace:
     """One row of a trace: a layer's shapes and its counters per time step, summed over the samples.
 
     `counts[name]` is int64 [n_steps] for every name in `COUNTERS`; `in_abs_sum` float64 [n_steps]; `spike_count`
     int64 [N], spikes (neuron rows) or operand non-zeros (weight rows) of each element over the run; `syn_sample`,
     `updates_sample`, `spikes_sample` int64 [n_samples]. `dense` and `dense_padded` are per sample and step.
+    `row_abs_w` float32 [inputs of one output, all groups]: Σ|w| over the outputs of each row of the weight matrix.
+    `active_rows`: size of a block of such rows → (position, block) pairs with a non-zero operand over the run; `events`
+    where each non-zero operand or spike was. Both only where `record` was asked for them.
+    A "matmul" row is a product [.., M, K] × [.., K, N] of two activations: `levels` are those of the left operand,
+    `levels_right` of the right one; `in_nnz` counts the left; `syn` and `syn_eff` are the additions if only the left or
+    only the right operand were spikes, `and_ops` the products in which both are not zero.
     """
 
     name: str
@@ -84,6 +118,7 @@ class LayerTrace:
     repeated_input: bool = False
     levels: Levels = field(default_factory=Levels)
     levels_step: list[Levels] = field(default_factory=list, repr=False)
+    levels_right: Levels = field(default_factory=Levels)
     counts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     in_abs_sum: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     spike_count: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
@@ -91,6 +126,9 @@ class LayerTrace:
     syn_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     updates_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     spikes_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    row_abs_w: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
+    active_rows: dict[int, int] = field(default_factory=dict, repr=False)
+    events: Events | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         zeros = np.zeros((len(COUNTERS), self.n_steps), np.int64)
@@ -138,6 +176,10 @@ class LayerTrace:
     @property
     def ac(self) -> np.ndarray:
         """Accumulates per step: one per synaptic operation where the operand is spikes, signed or scaled spikes."""
+        if self.kind == "matmul":
+            sides = _are_spikes(self.levels), _are_spikes(self.levels_right)
+            name = {(True, True): "and_ops", (True, False): "syn", (False, True): "syn_eff"}.get(sides)
+            return self.counts[name] if name else np.zeros(self.n_steps, np.int64)
         spikes = self.is_weight_layer and self.operand_class not in ("graded", "analogue")
         return self.counts["syn"] if spikes else np.zeros(self.n_steps, np.int64)
 
@@ -146,6 +188,9 @@ class LayerTrace:
         """Multiply-accumulates per step: one per event of a graded operand, every connection of an analogue one."""
         if self.kind == "norm":
             return np.zeros(self.n_steps, np.int64) if self.folded_into else self.counts["in_numel"]
+        if self.kind == "matmul":
+            neither = not (_are_spikes(self.levels) or _are_spikes(self.levels_right))
+            return self.dense * self.calls if neither else np.zeros(self.n_steps, np.int64)
         if not self.is_weight_layer or self.operand_class not in ("graded", "analogue"):
             return np.zeros(self.n_steps, np.int64)
         return self.counts["syn"] if self.operand_class == "graded" else self.dense * self.calls
@@ -184,6 +229,10 @@ class LayerTrace:
         return int((self.spike_count >= 0.9 * chances).sum()) if chances else 0
 
 
+def _are_spikes(levels: Levels) -> bool:
+    return levels.classify()[0] not in ("graded", "analogue")
+
+
 @dataclass
 class Recording:
     """One sample kept whole, for looking at: its input, the spikes of every neuron layer, the model's output.
@@ -214,7 +263,9 @@ class EventTrace:
     """Counters of a run, layer by layer in the order of execution, with where they come from.
 
     `layers` holds one `LayerTrace` per row; `recordings` the samples kept whole; `software` the versions; `model_hash`
-    the sha256 of the weights. Save with `save`, read with `load`, join runs of one model with `merge`.
+    the sha256 of the weights, `precision` the model's bits and the accuracy measured at them (`weight_bits`, `state_bits`,
+    `accuracy`, `samples`), if the model states them as `model.precision`. Save with `save`, read with `load`, join runs of
+    one model with `merge`.
 
     >>> import torch, spiking
     >>> model = torch.nn.Linear(6, 4)
@@ -241,6 +292,7 @@ class EventTrace:
     created: str = ""
     software: dict[str, str] = field(default_factory=dict)
     merged_from: list[str] = field(default_factory=list)
+    precision: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LayerTrace:
         """The row of that name."""
@@ -264,6 +316,23 @@ class EventTrace:
     def firing_rates(self) -> dict[str, float]:
         """Spikes per neuron and step of each neuron row, 0…1."""
         return {layer.name: layer.firing_rate for layer in self.neurons}
+
+    def spike_matrix(self, row: LayerTrace) -> Any:
+        """Non-zero operands (weight rows) or spikes (neuron rows) as a scipy sparse array [samples·steps, elements].
+
+        None if the trace holds no events for the row.
+        """
+        events = row.events
+        if events is None and row.operand_of and row.is_weight_layer:
+            before = next((r for r in self.layers if r.name == row.operand_of[0]), None)
+            events = before.events if before is not None and before.n_outputs == row.n_inputs else None
+        if events is None:
+            return None
+        from scipy.sparse import csr_array
+
+        where = events.sample.astype(np.int64) * self.n_steps + events.step
+        shape = (self.n_samples * self.n_steps, row.n_inputs)
+        return csr_array((np.ones(len(events)), (where, events.index.astype(np.int64))), shape=shape)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the trace to an HDF5 file, which appears under its name only when it is complete."""
@@ -320,12 +389,17 @@ def join_layer(mine: LayerTrace, more: LayerTrace) -> None:
     mine.in_abs_sum = mine.in_abs_sum + more.in_abs_sum
     mine.spike_count = mine.spike_count + more.spike_count
     mine.levels = mine.levels.join(more.levels)
+    mine.levels_right = mine.levels_right.join(more.levels_right)
     mine.levels_step = [a.join(b) for a, b in zip(mine.levels_step, more.levels_step)]
     mine.repeated_input = mine.repeated_input and more.repeated_input
     mine.train_mode = mine.train_mode or more.train_mode
     mine.folded_into = mine.folded_into if mine.folded_into == more.folded_into else ""
     if mine.operand_of != more.operand_of:
         mine.operand_of = ()
+    shared = mine.active_rows.keys() & more.active_rows.keys()
+    mine.active_rows = {size: mine.active_rows[size] + more.active_rows[size] for size in sorted(shared)}
+    both = mine.events is not None and more.events is not None
+    mine.events = mine.events.followed_by(more.events, len(mine.syn_sample)) if both else None  # type: ignore[union-attr,arg-type]
     for name in ("syn_sample", "updates_sample", "spikes_sample"):
         setattr(mine, name, np.concatenate([getattr(mine, name), getattr(more, name)]))
 
@@ -334,22 +408,30 @@ def record(
     model: nn.Module,
     *,
     keep_spikes: int = 0,
+    events: bool = False,
+    active_rows: bool = False,
     steps: int | None = None,
+    step_by_step: bool = False,
     data_id: str = "",
     seed: int | None = None,
     dt: float | None = None,
 ) -> Recorder:
     """Watch a model: every forward pass inside the `with` block adds its counts to the trace.
 
-    Weight layers (nn.Linear, nn.Conv*, nn.ConvTranspose*), poolings, norms and spiking neurons are seen wherever they
-    sit in the model. Results of the model stay as they are, bit for bit; several passes of the same number of
-    steps are joined.
+    Weight layers (nn.Linear, nn.Conv*, nn.ConvTranspose*), poolings, norms, spiking neurons, and additions and matrix
+    products of two tensors of which such a layer made at least one, are seen wherever they sit in the model. Results of
+    the model stay as they are, bit for bit; several passes of the same number of steps are joined.
 
     Shapes: the model's first argument is [T, B, *]. A layer may get [T, B, *], [T·B, *], or one step [B, *] at a time.
-    `steps` states T for a model whose input has no time axis (it repeats or encodes its input itself).
+    `steps` states T for a model whose input has no time axis (it repeats or encodes its input itself). With
+    `step_by_step=True` the loop over time lies outside of the model: each call is one step [B, *], and `steps` calls make one
+    pass. Neurons of snnTorch, SpikingJelly, Norse and sinabs are known by name; models with sinabs neurons take [B, T, *].
     `keep_spikes` keeps the input, spikes and output of that many first samples in `trace.recordings`.
+    `events` keeps where every spike was, which the latency of a mesh needs; 12 bytes a spike. `active_rows` counts the row
+    blocks of memory arrays that hold a spike, which is slow for convolutions.
     Units: dt in seconds per step.
-    Errors: SpikingError naming the layer, if an operand holds NaN or Inf, or its shape fits none of the three.
+    Errors: SpikingError naming the layer, if an operand holds NaN or Inf, its shape fits none of the three, or a neuron of
+    another library is not known; SpikingError if a pass ends before its last step.
 
     >>> import torch, spiking
     >>> model = torch.nn.Conv2d(1, 2, 3, padding=1)
@@ -360,7 +442,17 @@ def record(
     """
     from spiking._recorder import Recorder
 
-    return Recorder(model, keep_spikes=keep_spikes, steps=steps, data_id=data_id, seed=seed, dt=dt)
+    return Recorder(
+        model,
+        keep_spikes=keep_spikes,
+        events=events,
+        active_rows=active_rows,
+        steps=steps,
+        step_by_step=step_by_step,
+        data_id=data_id,
+        seed=seed,
+        dt=dt,
+    )
 
 
-__all__ = ["CLASSES", "COUNTERS", "EventTrace", "LayerTrace", "Recording", "record"]
+__all__ = ["CLASSES", "COUNTERS", "EventTrace", "Events", "LayerTrace", "Recording", "record"]

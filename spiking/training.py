@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -62,6 +62,18 @@ class TrainConfig:
     device: str = "auto"
     seed: int = 0
     log_with: str = "none"
+
+    def check_machine(self) -> None:
+        """Return if this machine has the device, the precision and the tracker; SpikingError naming the field otherwise."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise SpikingError('TrainConfig.device: got "cuda"; torch sees no CUDA device here. Use "auto" or "cpu".')
+        if self.mixed_precision == "fp16" and (self.device == "cpu" or not torch.cuda.is_available()):
+            raise SpikingError('TrainConfig.mixed_precision: got "fp16"; it needs a GPU. Use "bf16" or "no" on a CPU.')
+        if self.log_with != "none" and importlib.util.find_spec(self.log_with) is None:
+            raise SpikingError(
+                f'TrainConfig.log_with: got "{self.log_with}", which is not installed. '
+                f"Install it (pip install {self.log_with}), or leave it out."
+            )
 
     def __post_init__(self) -> None:
         at_least = {"epochs": 1, "batch_size": 1, "weight_decay": 0, "warmup_epochs": 0, "clip_norm": 0, "seed": 0}
@@ -210,10 +222,13 @@ class Trainer:
     def fit(self, train: Batches, validation: Batches | None = None, resume: bool = False) -> list[dict[str, Any]]:
         """Train to the last epoch; the model ends with the weights of the best validation epoch (without validation:
         the last), averaged ones if ema_decay is set. Returns one record an epoch.
+
+        A resumed run may be given more epochs than it was started with: from where it stands, the learning rate then
+        follows the longer half cosine.
         """
         steps = self._steps_per_epoch(train)
         if resume:
-            self._resume(len(train))
+            self._resume(len(train), steps)
         place = self._position
         place.train_size = len(train)
         self._start_trackers()
@@ -234,12 +249,16 @@ class Trainer:
         return place.history
 
     def evaluate(self, data: Batches) -> Evaluation:
-        """Scores and loss of the model as it is now on all samples, without augmentation."""
+        """Scores and loss of the model as it is now on all samples, without augmentation.
+
+        Errors: SpikingError naming the weight, layer or sample where values are not finite.
+        """
         from accelerate.utils import gather_object
 
         size, world, rank = self.config.batch_size, self.accelerator.num_processes, self.accelerator.process_index
         if not len(data):
             raise SpikingError("Trainer.evaluate: got no samples; expected at least one.")
+        self._check_weights("Trainer.evaluate", "Load other weights")
         was_training = self.model.training
         self.model.eval()
         parts = []
@@ -247,9 +266,12 @@ class Trainer:
             for first in range(rank * size, len(data), world * size):
                 indices = np.arange(first, min(first + size, len(data)))
                 x, labels = self._to_device(data.batch(indices, None))
+                self._check_input("Trainer.evaluate", x, indices)
                 # The bare model: ranks may have unequal numbers of batches, and the distributed one would wait for all.
                 result = self.objective(self.model, x, labels)
                 scores = result.logits.float().cpu().numpy()
+                if not np.isfinite(scores).all():
+                    raise SpikingError(f"Trainer.evaluate: {self._what_is_not_finite('Load other weights.')}")
                 parts.append((first, scores, labels.cpu().numpy(), float(result.loss), self._rates.latest()))
         self.model.train(was_training)
         if world > 1:
@@ -291,10 +313,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, steps_per_epoch)
         x, labels = self._to_device(train.batch(indices, place.epoch))
-        self._check_input(x, indices)
+        self._check_input(f"Trainer: {self._where()}", x, indices)
         result = self.objective(self._run, x, labels)
         if not math.isfinite(float(result.loss.detach())):
-            raise SpikingError(f"Trainer: {self._where()}: {self._what_is_not_finite()}")
+            advice = "Lower lr, or set clip_norm."
+            raise SpikingError(f"Trainer: {self._where()}: {self._what_is_not_finite(advice)}")
         # Ranks hold unequal shares of the last batch; this makes their mean the mean over samples.
         share = len(indices) * self.accelerator.num_processes / n_everyone
         self._optimizer.zero_grad()
@@ -313,11 +336,8 @@ class Trainer:
         place = self._position
         record: dict[str, Any] = {"epoch": place.epoch, **self._running(), "seconds": round(place.seconds, 3)}
         self._look_at_rates(record["rates"])
-        for name, value in self.model.state_dict().items():  # an infinite weight has finite gradients, then becomes NaN
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise SpikingError(
-                    f'Trainer: {self._where()}: "{name}" holds values that are not finite. Start from other weights, or lower lr.'
-                )
+        # An infinite weight has finite gradients, then becomes NaN.
+        self._check_weights(f"Trainer: {self._where()}", "Start from other weights, or lower lr")
         if validation is not None:
             with self._averaged_weights():
                 held_out = self.evaluate(validation)
@@ -348,23 +368,28 @@ class Trainer:
     def _where(self) -> str:
         return f"epoch {self._position.epoch}, step {self._position.step}"
 
-    def _check_input(self, x: Tensor, indices: np.ndarray) -> None:
+    def _check_weights(self, where: str, advice: str) -> None:
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise SpikingError(f'{where}: "{name}" holds values that are not finite. {advice}.')
+
+    def _check_input(self, where: str, x: Tensor, indices: np.ndarray) -> None:
         if x.is_floating_point() and not math.isfinite(float(x.sum())):
             bad = (~torch.isfinite(x)).flatten(2).any(2).any(0).nonzero()
             if len(bad):
                 raise SpikingError(
-                    f"Trainer: {self._where()}: the input of sample {int(indices[int(bad[0])])} holds values that are not "
+                    f"{where}: the input of sample {int(indices[int(bad[0])])} holds values that are not "
                     "finite (NaN or infinity). Clean the data, or leave that sample out."
                 )
 
-    def _what_is_not_finite(self) -> str:
+    def _what_is_not_finite(self, advice: str) -> str:
         for name, value in self.model.named_parameters():
             if not bool(torch.isfinite(value).all()):
-                return f'weight "{name}" holds values that are not finite. Lower lr, or set clip_norm.'
+                return f'weight "{name}" holds values that are not finite. {advice}'
         for name, rate in self._rates.latest().items():
             if not math.isfinite(rate):
-                return f'layer "{name}" is the first whose membrane is not a number. Lower lr, or set clip_norm.'
-        return "the loss is not finite, though all weights and layers are. Look at the objective."
+                return f'layer "{name}" is the first whose membrane is not a number. {advice}'
+        return "loss or scores are not finite, though all weights and layers are. Look at the objective."
 
     def _check_gradients(self) -> None:
         """Stop at a gradient that is not finite, before anything is scaled by it; then clip."""
@@ -434,19 +459,22 @@ class Trainer:
             if place.best is None or old != self._best_path(place.best["epoch"]):
                 old.unlink()
 
-    def _resume(self, train_size: int) -> None:
+    def _resume(self, train_size: int, steps: int) -> None:
         path = self.checkpoint_path
         if path is None:
             raise SpikingError("Trainer.fit: got resume=True without run_dir; expected the directory of the run.")
         found = ckpt.load(path, self.model)
         started_with = found.state.get("config", {})
         for name, value in asdict(self.config).items():
-            if started_with.get(name) != value and name not in ("device", "log_with"):
+            longer = name == "epochs" and value > started_with.get(name, value)
+            if started_with.get(name) != value and name not in ("device", "log_with") and not longer:
                 raise SpikingError(
                     f"{path}: the run was started with {name}={started_with.get(name)!r}; got {value!r}. "
-                    "A run is resumed with its own settings; start another for others."
+                    "A run is resumed with its own settings, more epochs excepted; start another for others."
                 )
         place = _Position(**found.state["position"])
+        if self.config.epochs > started_with.get("epochs", self.config.epochs):
+            self._say_longer(started_with["epochs"], place.epoch * steps + place.step, steps)
         if place.train_size != train_size:
             raise SpikingError(f"{path}: the run trains on {place.train_size} samples; got {train_size}.")
         if place.best is not None:
@@ -459,6 +487,13 @@ class Trainer:
         if self.accelerator.scaler is not None and found.state["scaler"]:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         self._position = place
+
+    def _say_longer(self, epochs: int, step: int, steps: int) -> None:
+        old, new = (learning_rate(c, step, steps) for c in (replace(self.config, epochs=epochs), self.config))
+        self.display.message(
+            f"epochs raised from {epochs} to {self.config.epochs}: from epoch {step // steps + 1} on the learning rate follows the "
+            f"longer half cosine ({old:.2g} becomes {new:.2g}), so the result is not that of a run started with so many."
+        )
 
     def _scaler_state(self) -> dict[str, Any]:
         return {} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
@@ -564,15 +599,7 @@ def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise SpikingError('TrainConfig.device: got "cuda"; torch sees no CUDA device here. Use "auto" or "cpu".')
-    if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
-        raise SpikingError('TrainConfig.mixed_precision: got "fp16"; it needs a GPU. Use "bf16" or "no" on a CPU.')
-    if config.log_with != "none" and importlib.util.find_spec(config.log_with) is None:
-        raise SpikingError(
-            f'TrainConfig.log_with: got "{config.log_with}", which is not installed. '
-            f"Install it (pip install {config.log_with}), or leave log_with out."
-        )
+    config.check_machine()
     # One process may train several models; accelerate otherwise keeps the first one's precision for ever.
     AcceleratorState._reset_state()
     try:

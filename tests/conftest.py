@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from spiking.cuda_kernels import backend
 
 HERE = Path(__file__).parent
+MODULE = backend.compiled()
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,13 @@ def shared() -> Path:
 def golden() -> Path:
     """The folder with golden numbers, which are part of the repository."""
     return HERE / "golden"
+
+
+@pytest.fixture(params=MODULE.levels() if MODULE else ["reference"])
+def level(request):
+    """Each instruction set of this machine in turn, the widest again afterwards; "reference" where nothing was compiled."""
+    if MODULE is not None:
+        MODULE.set_level(request.param)
+    yield request.param
+    if MODULE is not None:
+        MODULE.set_level(MODULE.levels()[0])

@@ -40,6 +40,44 @@ def test_train_nmnist_runs_quickly_and_says_that_it_is_simulated(monkeypatch, ca
     assert "SNN/ANN energy" in out
 
 
+def test_stream_events_recognises_simulated_recordings(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "stream_events.py", "--quick")
+    hits = int(next(line for line in out.splitlines() if "recordings recognised" in line).split()[0])
+    assert hits >= 8
+    assert "plain" not in out
+    assert out.count("events  guess") == 6
+    assert "one more frame: output spikes [" in out
+
+
+def test_energy_pareto_prints_a_table_and_draws_the_front(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "energy_pareto.py", "--quick")
+    assert out.startswith("SIMULATED N-MNIST, 50 test recordings, digital-sram")
+    rows = {float(line.split()[0]): line for line in out.splitlines()[2:4]}
+    assert set(rows) == {0.0, 10.0}
+    assert rows[0.0].endswith("1.00")
+    assert (tmp_path / "energy_pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_precision_shows_accuracy_and_energy_side_by_side(monkeypatch, capsys):
+    lines = run(monkeypatch, capsys, "precision.py", "--quick").splitlines()
+    assert lines[0].startswith("SIMULATED N-MNIST")
+    assert [line.split(",")[0] for line in lines[3:]] == ["8 bits", "8 bits", "4 bits", "4 bits"]
+    assert all("of 50)" in line and line.count("J ") == 2 for line in lines[3:])
+
+
+def test_energy_claims_tells_the_accountings_apart_in_one_table(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "energy_claims.py", "--quick")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    found = {row[0]: row for row in rows if row[0]}
+    assert set(found) == {"SpikeGPT-like", "IIR-like", "N-MNIST, SIMULATED"}
+    for name, row in found.items():
+        papers, operations, memory, fair = (float(cell) for cell in row[3:7])
+        assert papers < operations <= memory < fair, name
+    assert float(found["SpikeGPT-like"][4]) == pytest.approx(1, abs=0.01)  # all its products read real numbers
+    assert "W01" in found["SpikeGPT-like"][8]
+    assert "W04" in found["IIR-like"][8]
+
+
 @pytest.mark.slow
 def test_train_nmnist_has_the_commands_result(monkeypatch, capsys, tmp_path):
     out = run(monkeypatch, capsys, "train_nmnist.py", "--epochs", "2")

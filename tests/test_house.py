@@ -41,8 +41,9 @@ ROWS = (
     {"cli"},
     {"benchmarks"},
     {"models"},
-    {"training", "convert", "hw_models", "datasets", "hub"},
-    {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt"},
+    {"training", "convert", "hw_models", "datasets", "hub", "explain"},
+    {"engine"},
+    {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt", "fold"},
     {"functional"},
     {"cuda_kernels"},
 )
@@ -50,7 +51,10 @@ LEAVES = {"errors", "surrogate"}  # anybody may import them; they import nothing
 PARTS = {
     "_recorder": "trace",
     "_counters": "trace",
+    "_peers": "trace",
     "_tracefile": "trace",
+    "_stages": "engine",
+    "_compiled": "engine",
 }  # private modules, by the room that they belong to
 ONLY = {  # rooms that may import less than the rows below them
     "datasets": {"spiking.cuda_kernels._cpu", "spiking.errors"},

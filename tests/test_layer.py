@@ -180,6 +180,23 @@ def test_gradients_reach_every_parameter():
         (lambda: layer.TDBatchNorm2d(3)(torch.zeros(2, 3)), r"TDBatchNorm2d: got input of shape \[2, 3\]"),
         (lambda: layer.TDBatchNorm2d(3, threshold=0.0), r"TDBatchNorm2d.threshold: got 0.0"),
         (lambda: layer.TDBatchNorm1d(3, alpha=-1.0), r"TDBatchNorm1d.alpha: got -1.0"),
+        (
+            lambda: layer.Sequential(nn.Conv2d(2, 3, 3))(torch.zeros(4, 1, 2, 8, 8)),
+            r'layer "0": torch\.nn\.Conv2d: got input of shape \[4, 1, 2, 8, 8\]; it knows no time axis\. '
+            r"Use spiking\.Conv2d in its place",
+        ),
+        (
+            lambda: layer.Sequential(nn.Conv2d(2, 3, 3)).step(torch.zeros(1, 2, 8, 8)),
+            r'layer "0": torch\.nn\.Conv2d: .* Use spiking\.Conv2d',
+        ),
+        (
+            lambda: layer.Sequential(nn.Flatten())(torch.zeros(4, 1, 2, 8, 8)),
+            r'layer "0": torch\.nn\.Flatten: .* Use spiking\.Flatten',
+        ),
+        (
+            lambda: layer.Sequential(nn.BatchNorm1d(3))(torch.zeros(3, 3, 3)),
+            r'layer "0": torch\.nn\.BatchNorm1d: .* Use spiking\.BatchNorm1d',
+        ),
         (lambda: layer.Dropout(1.0), r"Dropout.p: got 1.0; expected 0 <= p < 1"),
         (
             lambda: layer.Sequential(LIF())(torch.zeros(2, 1, 3), state=(None, None)),
@@ -198,3 +215,16 @@ def test_gradients_reach_every_parameter():
 def test_refusals_name_the_culprit(call, message):
     with pytest.raises(SpikingError, match=message):
         call()
+
+
+class Twice(LIF):
+    """A neuron with a forward of its own."""
+
+    def forward(self, x, state=None, return_state=False):
+        return super().forward(2 * x, state, return_state)
+
+
+@pytest.mark.parametrize("before", [layer.AvgPool2d(2), layer.MaxPool2d(2)])
+def test_a_forward_of_ones_own_is_what_runs_after_a_pool(before):
+    x = seeded(4, 2, 3, 6, 6)
+    assert torch.equal(layer.Sequential(before, Twice())(x), LIF()(2 * before(x)))

@@ -250,6 +250,24 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert same_weights(first.model, again.model)
 
 
+def test_a_run_that_is_resumed_with_more_epochs_goes_on_along_the_longer_schedule(tmp_path):
+    listener = Listener()
+    trainer(tmp_path).fit(problem())
+    longer = trainer(tmp_path, epochs=5)
+    longer.display = listener
+    assert [r["epoch"] for r in longer.fit(problem(), resume=True)] == [0, 1, 2, 3, 4]
+    old, new = (learning_rate(TrainConfig(epochs=e, lr=0.02, warmup_epochs=0.5), 24, 8) for e in (3, 5))
+    assert listener.said[0].startswith(
+        "epochs raised from 3 to 5: from epoch 4 on the learning rate follows the longer half cosine "
+        f"({old:.2g} becomes {new:.2g})"
+    )
+    again = trainer(tmp_path, epochs=5)
+    assert len(again.fit(problem(), resume=True)) == 5
+    assert same_weights(longer.model, again.model)
+    with pytest.raises(SpikingError, match=r"the run was started with epochs=5; got 4\. .* more epochs excepted"):
+        trainer(tmp_path, epochs=4).fit(problem(), resume=True)
+
+
 def test_the_epoch_is_chosen_on_validation(tmp_path):
     """With validation labels swapped, the least trained epoch is the best."""
     swapped = problem(seed=1)
@@ -344,11 +362,14 @@ def test_a_nan_weight_stops_by_name():
         t.fit(problem())
 
 
-def test_a_membrane_that_is_not_a_number_stops_by_layer():
-    class Bad(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x / 0 * 0
+class Bad(nn.Module):
+    """Makes NaN of everything, without a weight of its own."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 0 * 0
+
+
+def test_a_membrane_that_is_not_a_number_stops_by_layer():
     torch.manual_seed(0)
     model = Sequential(Linear(8, 4), LIF(), Linear(4, 4), Bad(), LIF(), Linear(4, 2), LIF())
     t = Trainer(model, config=TrainConfig(epochs=1, device="cpu"), display=QUIET)
@@ -501,6 +522,29 @@ def test_a_tracker_that_is_not_installed_is_said(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SpikingError, match=r'TrainConfig\.log_with: got "wandb", which is not installed'):
         trainer(log_with="wandb")
+
+
+@pytest.mark.parametrize("name", ["4.weight", "1.running_var"])
+def test_evaluate_alone_names_what_is_not_finite(name):
+    t = trainer()
+    with torch.no_grad():
+        t.model.state_dict()[name].flatten()[0] = math.nan
+    with pytest.raises(
+        SpikingError, match=rf'Trainer\.evaluate: "{name}" holds values that are not finite\. Load other'
+    ):
+        t.evaluate(problem())
+
+
+def test_evaluate_alone_names_sample_and_layer():
+    data = problem()
+    data.x[17, 2, 3] = math.inf
+    with pytest.raises(
+        SpikingError, match=r"Trainer\.evaluate: the input of sample 17 holds values that are not finite"
+    ):
+        trainer().evaluate(data)
+    t = Trainer(Sequential(Linear(8, 2), Bad(), LIF()), config=TrainConfig(device="cpu"), display=QUIET)
+    with pytest.raises(SpikingError, match=r'Trainer\.evaluate: layer "2" is the first whose membrane is not a number'):
+        t.evaluate(problem())
 
 
 def test_nothing_is_left_of_the_signal_handlers():

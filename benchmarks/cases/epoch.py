@@ -28,7 +28,7 @@ PARTS = ("convolution", "neurons", "data", "optimiser", "rest")
 
 def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     recipe = Recipe(data=data or "")
-    recordings = open_recordings(recipe.data)
+    recordings = open_recordings(recipe)
     n = min(64 if quick else 800, len(recordings.train))
     events = recordings.train.subset(range(n)) if hasattr(recordings.train, "subset") else recordings.train
     batches = EventBatches(events, config=recipe.frames, seed=0, threads=torch.get_num_threads())

@@ -30,7 +30,7 @@ OURS = "spiking"
 
 def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     recipe = Recipe(data=data or "", folds=FOLDS)
-    recordings = open_recordings(recipe.data)
+    recordings = open_recordings(recipe)
     n = (len(recordings.train) + len(recordings.test)) * (FOLDS - 1) // FOLDS
     epochs = 1 if quick else default_epochs(n, recordings.simulated)
     recipe = replace(recipe, train=replace(recipe.train, device=device, epochs=epochs))

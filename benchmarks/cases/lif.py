@@ -3,7 +3,7 @@
 Each call runs forward and backward from input current to input gradient, several in a row as in a training loop. The floor is
 what the arithmetic cannot beat: the kernel reads x, writes s and h, then reads h and the gradient and writes the input's gradient;
 the floor makes the same three reads and three writes over five tensors of the same size, as plain copies into reused memory, timed
-in the same run.
+in the same run. The note of each row says what autograd keeps for the backward pass, beyond the input, per neuron and step.
 """
 
 from __future__ import annotations
@@ -60,8 +60,26 @@ def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
         seconds.update(interleaved({"spiking, arena off": calls["spiking, arena off"]}, 5, 3, in_a_row=3))
         memory.limit(8 << 30)
         memory.release()
+        kept = {name: kept_bytes(run, x) / x.numel() for name, run in {**_ours(), **_peers(quick)}.items()}
         for name, times in seconds.items():
-            yield Row(NAME, name, times, OURS if name != OURS else FLOOR, f"T={steps} N={neurons} {allocator}")
+            note = f"keeps {kept[name]:.2f} bytes" if name in kept else ""
+            yield Row(NAME, name, times, OURS if name != OURS else FLOOR, f"T={steps} N={neurons} {allocator}", note)
+
+
+def kept_bytes(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes that autograd keeps between forward and backward beyond the input itself; views of one block count once."""
+    kept: dict[int, int] = {}
+    held = []  # what is freed early would lend its address to the next
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        held.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(x)
+    return sum(n for address, n in kept.items() if address != x.untyped_storage().data_ptr())
 
 
 def _call(run: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor, device: str) -> Callable[[], Any]:
@@ -160,4 +178,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
             f"{g.rsplit(' ', 1)[0]}: {100 * m[FLOOR] / m[OURS]:.0f} %" for g, m in by_group.items() if FLOOR in m
         )
         lines.append(f"{allocator} allocator, share of the bandwidth floor reached: {floor}")
+    notes = {row.what: row.note.removeprefix("keeps ") for row in rows if row.note and row.group == rows[0].group}
+    kept = ", ".join(f"{name}: {note}" for name, note in notes.items() if "arena" not in name)
+    lines.append(f"kept for the backward pass per neuron and step, beyond the input: {kept}")
     return lines

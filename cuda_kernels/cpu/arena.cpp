@@ -70,9 +70,9 @@ void unmap_block(void* block, size_t bytes) {
 #endif
 }
 
-// Sizes in eighths of a power of two, in whole huge pages: at most an eighth is wasted, and nearly equal requests share blocks.
+// Sizes in eighths of a power of two: at most an eighth is wasted, and nearly equal requests share blocks.
 size_t rounded(size_t bytes) {
-    size_t step = HUGE_PAGE;
+    size_t step = size_t(128) << 10;
     while (step * 16 < bytes) step *= 2;
     return (bytes + step - 1) / step * step;
 }

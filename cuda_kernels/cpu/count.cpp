@@ -10,12 +10,12 @@
 namespace SPIKING_NS {
 namespace {
 
-constexpr i64 BLOCK = 2048;    // elements whose fan-out and counts stay in L1 while the rows go by
+constexpr i64 BLOCK = 16384;   // elements whose fan-out and counts stay in L2 while the rows go by; shorter pieces of a row read slower
 constexpr i64 LANES = 16;      // independent partial sums, so that the loops vectorise
 
 struct Found { bool ones, finite; };
 
-// 32-bit sums: a block of fan-outs below 2^20 cannot overflow them.
+// 32-bit sums: a block of fan-outs below 2^17 cannot overflow them.
 template <bool fans, bool sparse, class T>
 Found count_row(const T* __restrict x, const int* __restrict fan, const int* __restrict fan_nonzero, int* __restrict per_element, i64 n,
                 i64& nonzero, i64& synops, i64& effective, double& magnitude, bool values) {
@@ -96,9 +96,10 @@ Found count_rows(const CountCall& p, i64 begin, i64 end, int thread) {
             }
             i64 nonzero = 0, synops = 0, effective = 0;
             double magnitude = 0;
-            const Found found = !fan           ? count_row<false, false>(x, fan, fan_nonzero, hits, n, nonzero, synops, effective, magnitude, p.levels)
-                                : fan_nonzero ? count_row<true, true>(x, fan, fan_nonzero, hits, n, nonzero, synops, effective, magnitude, p.levels)
-                                              : count_row<true, false>(x, fan, fan_nonzero, hits, n, nonzero, synops, effective, magnitude, p.levels);
+            const auto count = [&](auto tally) { return tally(x, fan, fan_nonzero, hits, n, nonzero, synops, effective, magnitude, p.levels); };
+            const Found found = !fan         ? count(count_row<false, false, T>)
+                                : fan_nonzero ? count(count_row<true, true, T>)
+                                              : count(count_row<true, false, T>);
             const bool fresh = first == 0;
             p.nonzero[r] = nonzero + (fresh ? 0 : p.nonzero[r]);
             p.synops[r] = synops + (fresh ? 0 : p.synops[r]);

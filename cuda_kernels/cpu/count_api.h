@@ -9,8 +9,8 @@ struct CountCall {
     long long* synops;         // [2, rows]: sums of fan and of fan_nonzero over the non-zeros
     double* magnitude;         // [rows] sum of |x|
     long long* per_element;    // [n] non-zeros of each element over the rows, zeroed by the caller
-    double* levels;            // [threads, steps, LEVELS]: the distinct magnitudes that are not zero, as they were met; null: only what
-                               // does not depend on the values is counted (magnitude is not, nor are NaN and infinity looked for)
+    double* levels;            // [threads, steps, LEVELS]: the distinct magnitudes that are not zero, as they were met; null: neither
+                               // magnitudes nor what is not finite are looked for
     int* n_levels;             // [threads, steps], zeroed by the caller; LEVELS + 1: there are more
     int* negative;             // [threads, steps], zeroed by the caller: 1 where a value is below zero
     long long rows, n, steps;  // the rows of a step follow one another

@@ -5,6 +5,7 @@
 #define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
 
 #include "event_linear_api.h"
+#include "gather.h"
 #include "spikes.h"
 
 #ifdef _OPENMP
@@ -14,88 +15,9 @@
 namespace SPIKING_NS {
 namespace {
 
-constexpr i64 PANEL = 64;      // columns that are summed in registers: four vectors of 16
-constexpr i64 LANES = 16;
-constexpr i64 AHEAD = 8;       // spikes between a prefetch and its use; measured on 64 MB of weights
+template <class W> using Kind = Summed<W>;
+
 constexpr i64 FEW_ROWS = 4;    // with more rows the panel is in L2 anyway, and prefetching costs more than it saves
-
-using f32x16 = float __attribute__((vector_size(64)));
-using f64x16 = double __attribute__((vector_size(128)));
-using u16x16 = u16 __attribute__((vector_size(32)));
-using u32x16 = u32 __attribute__((vector_size(64)));
-
-template <class W> struct Kind { using Sum = float; using Vector = f32x16; };
-template <> struct Kind<double> { using Sum = double; using Vector = f64x16; };
-
-SPIKING_FN float widened(float v) { return v; }
-SPIKING_FN double widened(double v) { return v; }
-SPIKING_FN float widened(bf16 v) { return widen(v); }
-SPIKING_FN void narrowed(float v, float& to) { to = v; }
-SPIKING_FN void narrowed(double v, double& to) { to = v; }
-SPIKING_FN void narrowed(float v, bf16& to) { to = narrow_bf16(v); }
-
-template <class W>
-SPIKING_FN void load(const W* from, typename Kind<W>::Vector& to) {
-    if constexpr (sizeof(W) == 2) {
-        u16x16 raw;
-        __builtin_memcpy(&raw, from, sizeof(raw));
-        const u32x16 wide = __builtin_convertvector(raw, u32x16) << 16;
-        __builtin_memcpy(&to, &wide, sizeof(to));
-    } else {
-        __builtin_memcpy(&to, from, sizeof(to));
-    }
-}
-
-// out [16·NV] = start + Σ over the list of x[index·x_step] · panel[index, :]; x is 1 where `ones`.
-template <class W, int NV, bool ones, bool ahead>
-__attribute__((noinline)) void gather(const W* panel, const u32* list, i64 n, const W* x, i64 x_step,
-                                      const typename Kind<W>::Sum* start, typename Kind<W>::Sum* out) {
-    using Vector = typename Kind<W>::Vector;
-    constexpr i64 width = NV * LANES;
-    Vector sum[NV];
-    for (int v = 0; v < NV; ++v) __builtin_memcpy(&sum[v], start + v * LANES, sizeof(Vector));
-    for (i64 i = 0; i < n; ++i) {
-        if constexpr (ahead)
-            if (i + AHEAD < n) {
-                const char* next = reinterpret_cast<const char*>(panel + i64(list[i + AHEAD]) * width);
-                for (i64 at = 0; at < width * i64(sizeof(W)); at += 64) __builtin_prefetch(next + at, 0, 3);
-            }
-        const i64 index = i64(list[i]);
-        const W* row = panel + index * width;
-        if constexpr (ones) {
-            for (int v = 0; v < NV; ++v) {
-                Vector w;
-                load(row + v * LANES, w);
-                sum[v] += w;
-            }
-        } else {
-            const typename Kind<W>::Sum value = widened(x[index * x_step]);
-            for (int v = 0; v < NV; ++v) {
-                Vector w;
-                load(row + v * LANES, w);
-                sum[v] += w * value;
-            }
-        }
-    }
-    for (int v = 0; v < NV; ++v) __builtin_memcpy(out + v * LANES, &sum[v], sizeof(Vector));
-}
-
-template <class W>
-using Gather = void (*)(const W*, const u32*, i64, const W*, i64, const typename Kind<W>::Sum*, typename Kind<W>::Sum*);
-
-template <class W, bool ones, bool ahead>
-Gather<W> gather_of(i64 width) {
-    if (width == 16) return gather<W, 1, ones, ahead>;
-    if (width == 32) return gather<W, 2, ones, ahead>;
-    if (width == 48) return gather<W, 3, ones, ahead>;
-    return gather<W, 4, ones, ahead>;
-}
-
-template <class W>
-Gather<W> gather_of(i64 width, bool ones, bool ahead) {
-    if (ahead) return ones ? gather_of<W, true, true>(width) : gather_of<W, false, true>(width);
-    return ones ? gather_of<W, true, false>(width) : gather_of<W, false, false>(width);
-}
 
 SPIKING_FN i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 SPIKING_FN i64 panels_of(i64 outputs) { return (outputs + PANEL - 1) / PANEL; }
@@ -154,16 +76,20 @@ i64 count_rows(const EventCall& p) {
     return total > p.limit ? -1 : total * 2 + (other ? 0 : 1);
 }
 
-// A list is written in whole vectors and runs over its end: into the list after it, which is written later, except where that belongs
-// to another thread. So the last list of each share is written number by number.
+// A list is written in whole vectors and runs over its end: into lists after it, which are written later, except where they belong to
+// another thread. So what could reach the end of a share is written number by number.
 void list_rows(const u64* bits, i64 words, i64 n, const i64* offsets, u32* lists, i64 rows, int threads) {
     shared_out(rows, threads, [&](i64 first, i64 last) {
-        for (i64 r = first; r + 1 < last; ++r) expand_bits(bits + r * words, n, lists + offsets[r]);
-        if (last <= first) return;
-        const i64 r = last - 1;
-        u32* out = lists + offsets[r];
-        for (i64 w = 0; w < words; ++w)
-            for (u64 word = bits[r * words + w]; word; word &= word - 1) *out++ = u32(64 * w) + u32(__builtin_ctzll(word));
+        for (i64 r = first; r < last; ++r) {
+            const u64* row = bits + r * words;
+            u32* out = lists + offsets[r];
+            if (offsets[r + 1] + LIST_SLACK <= offsets[last]) {
+                expand_bits(row, n, out);
+                continue;
+            }
+            for (i64 w = 0; w < words; ++w)
+                for (u64 word = row[w]; word; word &= word - 1) *out++ = u32(64 * w) + u32(__builtin_ctzll(word));
+        }
     });
 }
 
@@ -291,6 +217,115 @@ void weight_grad_all(const WeightGradCall& p) {
     });
 }
 
+// --- input gradient ---------------------------------------------------------------------------------------------------------------
+
+constexpr i64 DOTS = 8;        // products that share each load of grad_y
+
+// The neurons 64·w … of a row whose derivative may be other than 0, as bits. Where rounding leaves a doubt, and for NaN, it may.
+template <class T>
+SPIKING_FN u64 free_word(const T* row, i64 n, T threshold, T reach) {
+    u64 word = 0;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        if (n >= 64) {
+            for (int k = 0; k < 4; ++k) {
+                const __m512 u = _mm512_abs_ps(_mm512_sub_ps(_mm512_loadu_ps(row + 16 * k), _mm512_set1_ps(threshold)));
+                word |= u64(_mm512_cmp_ps_mask(u, _mm512_set1_ps(reach), _CMP_NGE_UQ)) << (16 * k);
+            }
+            return word;
+        }
+#endif
+    for (i64 k = 0; k < smaller(n, 64); ++k) {
+        const T u = row[k] - threshold, size = u < T(0) ? -u : u;
+        word |= u64(!(size >= reach)) << k;
+    }
+    return word;
+}
+
+SPIKING_FN u64 free_word(const u16* row, i64 n, u16 reach) {
+    u64 word = 0;
+    for (i64 k = 0; k < smaller(n, 64); ++k) {
+        const u32 size = row[k] & 0x7fffu;
+        word |= u64(size <= reach || size > 0x7c00u) << k;
+    }
+    return word;
+}
+
+template <class Sum>
+SPIKING_FN u64 free_word(const InputGradCall& p, i64 row, i64 w) {
+    const i64 at = row * p.inputs + 64 * w, n = p.inputs - 64 * w;
+    if (!p.codes) return free_word(static_cast<const Sum*>(p.membrane) + at, n, Sum(p.threshold), Sum(p.reach * 1.000001));
+    return free_word(static_cast<const u16*>(p.membrane) + at, n, narrow_f16(float(p.reach * 1.002)).raw);
+}
+
+template <class Sum>
+double free_share(const InputGradCall& p) {
+    const i64 words = (p.inputs + 63) / 64, all = words * p.rows, probes = smaller(all, 64);
+    i64 found = 0, seen = 0;
+    for (i64 i = 0; i < probes; ++i) {
+        const i64 at = all * i / probes, row = at / words, w = at % words;
+        found += __builtin_popcountll(free_word<Sum>(p, row, w));
+        seen += smaller(64, p.inputs - 64 * w);
+    }
+    return double(found) / double(seen);
+}
+
+template <class W>
+__attribute__((noinline)) void dots(const InputGradCall& p, const typename Kind<W>::Sum* grads, const u32* list, W* row) {
+    using Vector = typename Kind<W>::Vector;
+    using Sum = typename Kind<W>::Sum;
+    Vector sum[DOTS] = {};
+    for (i64 panel = 0; panel < panels_of(p.outputs); ++panel) {
+        const i64 width = padded_width(used_width(panel, p.outputs));
+        const W* weights = static_cast<const W*>(p.panels) + panel * PANEL * p.inputs;
+        for (i64 v = 0; v < width; v += LANES) {
+            Vector g;
+            load(grads + panel * PANEL + v, g);
+            for (i64 j = 0; j < DOTS; ++j) {
+                Vector w;
+                load(weights + i64(list[j]) * width + v, w);
+                sum[j] += w * g;
+            }
+        }
+    }
+    for (i64 j = 0; j < DOTS; ++j) {
+        Sum parts[LANES];
+        __builtin_memcpy(parts, &sum[j], sizeof(parts));
+        for (i64 half = LANES / 2; half; half /= 2)
+            for (i64 l = 0; l < half; ++l) parts[l] += parts[l + half];
+        narrowed(parts[0], row[list[j]]);
+    }
+}
+
+template <class W>
+bool input_grad_all(const InputGradCall& p) {
+    using Sum = typename Kind<W>::Sum;
+    if (free_share<Sum>(p) > p.most) return false;
+    const i64 words = (p.inputs + 63) / 64, padded = padded_width(p.outputs);
+    shared_out(p.rows, p.threads, [&](i64 first, i64 last) {
+#ifdef _OPENMP
+        const i64 self = p.threads > 1 ? omp_get_thread_num() : 0;
+#else
+        const i64 self = 0;
+#endif
+        u32* list = p.lists + self * (p.inputs + LIST_SLACK);
+        Sum* grads = static_cast<Sum*>(p.grads) + self * padded;
+        for (i64 k = p.outputs; k < padded; ++k) grads[k] = Sum(0);
+        for (i64 r = first; r < last; ++r) {
+            u32* end = list;
+            for (i64 w = 0; w < words; ++w) end = append_word(free_word<Sum>(p, r, w), u32(64 * w), end);
+            const W* from = static_cast<const W*>(p.grad_y) + r * p.outputs;
+            for (i64 k = 0; k < p.outputs; ++k) grads[k] = widened(from[k]);
+            W* row = static_cast<W*>(p.grad_x) + r * p.inputs;
+            for (i64 k = 0; k < p.inputs; ++k) row[k] = W{};
+            const i64 n = i64(end - list);
+            for (i64 i = n; i < (n + DOTS - 1) / DOTS * DOTS; ++i) list[i] = list[n - 1];  // the last products are made more than once
+            for (i64 i = 0; i < n; i += DOTS) dots<W>(p, grads, list + i, row);
+        }
+    });
+    return true;
+}
+
 // --- table ------------------------------------------------------------------------------------------------------------------------
 
 long long count(const EventCall& p) {
@@ -321,9 +356,13 @@ void weight_grad(const WeightGradCall& p) {
     else weight_grad_all<bf16>(p);
 }
 
+bool input_grad(const InputGradCall& p) {
+    return p.dtype == 0 ? input_grad_all<float>(p) : p.dtype == 1 ? input_grad_all<double>(p) : input_grad_all<bf16>(p);
+}
+
 }  // namespace
 
 extern const EventTable event_table;
-const EventTable event_table{count, list, forward, pack, turn, turned_list, weight_grad};
+const EventTable event_table{count, list, forward, pack, turn, turned_list, weight_grad, input_grad};
 
 }  // namespace SPIKING_NS

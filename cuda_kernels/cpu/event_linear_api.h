@@ -44,6 +44,21 @@ struct WeightGradCall {
     int dtype, threads;
 };
 
+// grad_x [rows, inputs] = grad_y · weight where the surrogate derivative of the neuron that sent the input is not zero, 0 elsewhere.
+struct InputGradCall {
+    const void* membrane;            // [rows, inputs] before the spike: float or double as the sums, or 16-bit codes (saved.h)
+    bool codes;
+    double threshold, reach;         // the derivative is zero from |membrane - threshold| = reach on
+    double most;                     // give up if more than this share of the derivatives is not zero
+    const void* panels;              // of the weight
+    const void* grad_y;              // [rows, outputs]
+    void* grad_x;
+    unsigned int* lists;             // [threads, inputs + 16]
+    void* grads;                     // [threads, outputs, to a multiple of 16]: a row of grad_y in the type of the sums
+    long long rows, inputs, outputs;
+    int dtype, threads;
+};
+
 struct EventTable {
     long long (*count)(const EventCall&);  // fills bits and counts; spikes·2 + (are all exactly 1), or -1 beyond the limit
     void (*list)(const EventCall&);        // fills lists from bits and offsets
@@ -52,4 +67,5 @@ struct EventTable {
     void (*turn)(const WeightGradCall&);   // fills turned and counts
     void (*turned_list)(const WeightGradCall&);
     void (*weight_grad)(const WeightGradCall&);
+    bool (*input_grad)(const InputGradCall&);  // false: gave up
 };

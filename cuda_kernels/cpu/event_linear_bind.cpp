@@ -114,17 +114,25 @@ bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size in
     return table.pack(p);
 }
 
-// A number that changes when the memory does, as far as 64 places in it tell.
+// A number that changes when the memory does: all of it is read where it is small, else some places all over it.
 unsigned long long event_sample(uintptr_t address, Size bytes) {
+    constexpr Size ALL = 4096, SOME = 256, LANES = 4;  // words; independent sums, so that one multiplication need not wait for another
     const char* memory = pointer<const char>(address);
-    const Size words = bytes / 8, step = words / 64 + 1;
+    const Size words = bytes / 8, step = words <= ALL ? 1 : words / SOME | 1;  // odd: not one column of a matrix
+    unsigned long long sums[LANES] = {1, 2, 3, 4};
+    const auto mix = [&](unsigned long long& sum, Size at, Size width) {
+        unsigned long long word = 0;
+        __builtin_memcpy(&word, memory + at, size_t(width));
+        sum = (sum ^ word) * 0x9e3779b97f4a7c15ull;
+        sum ^= sum >> 29;
+    };
+    Size at = 0;
+    for (; at + (LANES - 1) * step < words; at += LANES * step)
+        for (Size lane = 0; lane < LANES; ++lane) mix(sums[lane], 8 * (at + lane * step), 8);
+    for (; at < words; at += step) mix(sums[0], 8 * at, 8);
+    if (bytes % 8) mix(sums[1], 8 * words, bytes % 8);
     unsigned long long sample = 0;
-    for (Size at = 0; at < words; at += step) {
-        unsigned long long word;
-        __builtin_memcpy(&word, memory + 8 * at, sizeof(word));
-        sample = (sample ^ word) * 0x9e3779b97f4a7c15ull;
-        sample ^= sample >> 29;
-    }
+    for (unsigned long long sum : sums) sample = (sample ^ sum) * 0x9e3779b97f4a7c15ull;
     return sample;
 }
 
@@ -154,6 +162,22 @@ void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, ui
     s.trim();
 }
 
+// False where more than `most` of the derivatives are not zero: then nothing was computed.
+bool event_input_grad(uintptr_t membrane, bool codes, double threshold, double reach, double most, uintptr_t panels, uintptr_t grad_y,
+                      uintptr_t grad_x, Size rows, Size inputs, Size outputs, int dtype, int threads) {
+    const EventTable& table = event_table();
+    nb::gil_scoped_release release;
+    Scratch& s = scratch();
+    InputGradCall p{};
+    p.membrane = pointer<const void>(membrane), p.codes = codes, p.threshold = threshold, p.reach = reach, p.most = most;
+    p.panels = pointer<const void>(panels), p.grad_y = pointer<const void>(grad_y), p.grad_x = pointer<void>(grad_x);
+    p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype;
+    p.threads = enough_threads(rows * inputs, threads);
+    p.lists = Scratch::room(s.lists, p.threads * (inputs + SLACK));
+    p.grads = Scratch::room(s.bits, p.threads * words_of(outputs) * 64);  // 8 bytes a number, whatever their type
+    return table.input_grad(p);
+}
+
 }  // namespace
 
 void bind_event_linear(nb::module_& m) {
@@ -161,5 +185,6 @@ void bind_event_linear(nb::module_& m) {
     m.def("event_forward", &event_forward);
     m.def("event_panels", &event_panels);
     m.def("event_sample", &event_sample);
+    m.def("event_input_grad", &event_input_grad);
     m.def("event_weight_grad", &event_weight_grad);
 }

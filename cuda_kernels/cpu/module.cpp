@@ -14,6 +14,8 @@ namespace nb = nanobind;
 void bind_arena(nb::module_& m);
 void bind_count(nb::module_& m);
 void bind_decode(nb::module_& m);
+void bind_engine(nb::module_& m);
+void bind_event_conv(nb::module_& m);
 void bind_event_linear(nb::module_& m);
 void bind_neuron(nb::module_& m);
 void bind_pool(nb::module_& m);
@@ -71,6 +73,8 @@ NB_MODULE(_cpu, m) {
     bind_arena(m);
     bind_count(m);
     bind_decode(m);
+    bind_engine(m);
+    bind_event_conv(m);
     bind_event_linear(m);
     bind_neuron(m);
     bind_pool(m);

@@ -4,6 +4,7 @@
 #define SPIKING_GLUE(a, b) SPIKING_GLUE_(a, b)
 #define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
 
+#include "drive.h"
 #include "neuron_api.h"
 #include "saved.h"
 #include "strip.h"
@@ -92,6 +93,13 @@ SPIKING_ROW void store_row(const T* __restrict from, IO* __restrict to, i64 n, b
     } else {
         for (i64 k = 0; k < n; ++k) narrow(from[k], to[k]);
     }
+}
+
+template <class IO, class T>
+SPIKING_FN const T* input_row(const NeuronCall& p, i64 t, i64 first, i64 n, T* buffer) {
+    if (!p.drive) return load_row(static_cast<const IO*>(p.x) + t * p.N + first, buffer, n);
+    driven_row<IO>(p, t, first, n, buffer);
+    return buffer;
 }
 
 template <class T> struct Cells { const T *beta, *threshold, *beta_syn; };
@@ -275,7 +283,7 @@ bool streams(const NeuronCall& p) {
 template <Kind kind, Flags flags, class IO>
 bool in_strips(const NeuronCall& p) {
     (void)p;
-    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1;
+    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1 && !p.drive;
     return false;
 }
 
@@ -358,12 +366,12 @@ void forward_block(const NeuronCall& p, i64 first, i64 n) {
     for (i64 t = 0; t < p.T; ++t) {
         const i64 at = t * p.N + first;
         if (p.save == 3 && t > 0 && t % CHUNK == 0) store_state(static_cast<T*>(p.saved) + (t / CHUNK - 1) * n_states * p.N + first);
-        const T* x = load_row(static_cast<const IO*>(p.x) + at, xb, n);
+        const T* x = input_row<IO>(p, t, first, n, xb);
         IO* out = static_cast<IO*>(p.s) + at;
         constexpr bool direct = sizeof(IO) == sizeof(T);
         // After the last step: the first row of the block that this thread takes next.
         const i64 after = t + 1 < p.T ? at + p.N : first + n < p.N ? first + n : -1;
-        const void* next = after >= 0 ? static_cast<const IO*>(p.x) + after : nullptr;
+        const void* next = after >= 0 && !p.drive ? static_cast<const IO*>(p.x) + after : nullptr;
         T* s = direct && !stream ? reinterpret_cast<T*>(out) : sb;
         T* h = p.save == 1 && !stream ? static_cast<T*>(p.saved) + at : hb;
         step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n, next, sizeof(IO));
@@ -376,7 +384,7 @@ void forward_block(const NeuronCall& p, i64 first, i64 n) {
 }
 
 template <Kind kind, Reset reset, Flags flags, bool params, class IO>
-void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) {
+void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params, double* grad_affine) {
     using T = typename StateOf<IO>::type;
     constexpr i64 W = BLOCK;
     constexpr int extra = extra_states<kind>();
@@ -410,9 +418,10 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
         slope_row(u, rule, slope, n);
         const T* gs = grad_row(t);
         IO* out = static_cast<IO*>(p.grad_x) + at;
-        T* gx = sizeof(IO) == sizeof(T) && !stream ? reinterpret_cast<T*>(out) : gxb;
+        T* gx = sizeof(IO) == sizeof(T) && !stream && !p.drive ? reinterpret_cast<T*>(out) : gxb;
         adjoint_row<kind, reset, flags, params>(x, h, u, slope, gs, bv, be, bc, CarryRows<T>{cv, ce, cs}, cells, rule, GradRows{gb, gt, gy}, gx, n);
-        if (gx == gxb) store_row(gxb, out, n, stream);
+        if (p.drive) undriven_row<IO>(p, t, first, n, gxb, slope, grad_affine);
+        else if (gx == gxb) store_row(gxb, out, n, stream);
     };
 
     if (!params && p.save == 1 && in_strips<kind, flags, IO>(p) && !needs_exponential(Surrogate(rule.surrogate))) {
@@ -428,7 +437,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
             load_state(from, p.N, extra, counter, rule, v, e, c, n);
             for (i64 t = start; t < stop; ++t) {
                 copy(v, vs[t - start], n), copy(e, es[t - start], n), copy(c, counts[t - start], n);
-                const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
+                const T* x = input_row<IO>(p, t, first, n, xb);
                 step_row<kind, reset, flags>(x, States<T>{v, e, c}, cells, rule, spikes, hs[t - start], n, nullptr, 0);
             }
             for (i64 t = stop - 1; t >= start; --t) {
@@ -439,7 +448,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
                     theta = xb;
                 }
                 distance_row(h, theta, rule, ub, n);
-                const T* x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
+                const T* x = input_row<IO>(p, t, first, n, xb);
                 adjoint(t, x, h, ub, vs[t - start], be, counts[t - start]);
             }
         }
@@ -450,10 +459,11 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
             const IO* row = static_cast<const IO*>(p.grad_s) + t * p.N + first;
             const T* gs = given ? load_row(row, gsb, n) : gsb;
             IO* out = static_cast<IO*>(p.grad_x) + t * p.N + first;
-            T* gx = sizeof(IO) == sizeof(T) && !stream ? reinterpret_cast<T*>(out) : gxb;
+            T* gx = sizeof(IO) == sizeof(T) && !stream && !p.drive ? reinterpret_cast<T*>(out) : gxb;
             const i64 step = t > 0 ? -p.N : first + n < p.N ? (p.T - 1) * p.N + n : 0;
             plain_adjoint_row<reset>(h, gs, cv, cells, rule, gx, n, step ? h + step : nullptr, step && given ? row + step : nullptr, sizeof(IO));
-            if (gx == gxb) store_row(gxb, out, n, stream);
+            if (p.drive) undriven_row<IO>(p, t, first, n, gxb, slope, grad_affine);
+            else if (gx == gxb) store_row(gxb, out, n, stream);
         }
     } else if constexpr (kind == Kind::lif) {    // value or half: h is at hand, the state before a step follows from the row before
         alignas(64) T hb[2][W], uprev[W], vb[W], zero[W];
@@ -486,7 +496,7 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params) 
                 bv = vb;
             }
             const T* x = zero;
-            if (params && flags != Flags::plain && p.x) x = load_row(static_cast<const IO*>(p.x) + t * p.N + first, xb, n);
+            if (params && flags != Flags::plain && p.x) x = input_row<IO>(p, t, first, n, xb);
             adjoint(t, x, h, ub, bv, zero, zero);
             if (t > 0) {
                 if (need_v) {
@@ -547,12 +557,6 @@ void over_blocks(const NeuronCall& p, i64 largest, const Body& body) {
     for (i64 block = 0; block < blocks; ++block) one(block, 0);
 }
 
-Flags flags_of(const NeuronCall& p) {
-    if (p.reset_delay || p.residual_reset || p.normalize) return Flags::all;
-    const bool some = p.tie_gt || p.decay_input || p.refractory > 0 || p.v_leak != 0.0 || (p.reset == 1 && p.v_reset != 0.0);
-    return some ? Flags::common : Flags::plain;
-}
-
 template <Kind kind, Reset reset, Flags flags, class IO>
 void run(const NeuronCall& p, bool backward) {
     if (!backward) {
@@ -560,12 +564,14 @@ void run(const NeuronCall& p, bool backward) {
         return;
     }
     const i64 largest = p.save == 3 ? RECOMPUTE_BLOCK : BLOCK;
+    const auto affine = [&](int thread) { return p.drive && p.drive->grad_affine ? p.drive->grad_affine + thread * 2 * p.drive->channels : nullptr; };
     if (p.grad_params)
         over_blocks(p, largest, [&](i64 first, i64 n, int thread) {
-            backward_block<kind, reset, flags, true, IO>(p, first, n, p.grad_params + thread * 3 * p.C);
+            backward_block<kind, reset, flags, true, IO>(p, first, n, p.grad_params + thread * 3 * p.C, affine(thread));
         });
     else
-        over_blocks(p, largest, [&](i64 first, i64 n, int) { backward_block<kind, reset, flags, false, IO>(p, first, n, nullptr); });
+        over_blocks(p, largest,
+                    [&](i64 first, i64 n, int thread) { backward_block<kind, reset, flags, false, IO>(p, first, n, nullptr, affine(thread)); });
 }
 
 template <Kind kind, Reset reset, Flags flags>

@@ -2,7 +2,16 @@
 #pragma once
 #include "chunk.h"
 
+// The input is pooled, and scaled by channel, on its way in: x [T, B, channels, height, width], one neuron for each window.
+struct DriveCall {
+    bool maximum;              // else the average
+    long long window, channels, height, width, step_items;  // step_items: numbers of x in one step
+    const void *scale, *shift; // [channels] in the state's type; null: 1 and 0
+    double* grad_affine;       // [threads, 2, channels], zeroed by the caller: of scale and shift
+};
+
 struct NeuronCall {
+    const DriveCall* drive;    // null: x is the input of the neurons, [T, N]
     // Forward: x [T, N] in `dtype`; everything else in the state's type (double for float64, else float).
     const void* x;
     void* s;                   // [T, N] in `dtype`

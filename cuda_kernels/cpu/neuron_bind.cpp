@@ -33,10 +33,23 @@ NeuronCall call_of(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t sa
     return p;
 }
 
+// drive: empty, or maximum, window, channels, height, width, numbers of a step, and the addresses of scale, shift and their gradient.
+using Drive = std::vector<long long>;
+
+const DriveCall* drive_of(const Drive& v, DriveCall& d) {
+    if (v.empty()) return nullptr;
+    if (v.size() != 9) throw std::invalid_argument("neuron call: 9 numbers of a drive expected");
+    d = {v[0] != 0, v[1], v[2], v[3], v[4], v[5], pointer<const void>(uintptr_t(v[6])), pointer<const void>(uintptr_t(v[7])),
+         pointer<double>(uintptr_t(v[8]))};
+    return &d;
+}
+
 void neuron_forward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t s, uintptr_t state1, uintptr_t saved, long long T,
                     long long N, long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers,
-                    int threads) {
+                    int threads, const Drive& drive) {
     NeuronCall p = call_of(x, state0, params, saved, {T, N, C, inner}, rule, numbers, threads);
+    DriveCall d{};
+    p.drive = drive_of(drive, d);
     p.s = pointer<void>(s), p.state1 = pointer<void>(state1);
     const KernelTable& table = neuron_table();
     nb::gil_scoped_release release;
@@ -45,8 +58,11 @@ void neuron_forward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t s
 
 void neuron_backward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t saved, uintptr_t grad_s, bool grad_s_is_scalar,
                      uintptr_t grad_state1, uintptr_t grad_x, uintptr_t grad_state0, uintptr_t grad_params, long long T, long long N,
-                     long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers, int threads) {
+                     long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers, int threads,
+                     const Drive& drive) {
     NeuronCall p = call_of(x, state0, params, saved, {T, N, C, inner}, rule, numbers, threads);
+    DriveCall d{};
+    p.drive = drive_of(drive, d);
     p.grad_s = pointer<const void>(grad_s), p.grad_s_is_scalar = grad_s_is_scalar;
     p.grad_state1 = pointer<const void>(grad_state1), p.grad_x = pointer<void>(grad_x), p.grad_state0 = pointer<void>(grad_state0);
     p.grad_params = pointer<double>(grad_params);
@@ -59,6 +75,6 @@ void neuron_backward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t 
 
 void bind_neuron(nb::module_& m) {
     m.attr("CHUNK") = CHUNK;
-    m.def("neuron_forward", &neuron_forward);
+    m.def("neuron_forward", &neuron_forward);  // drive: [] where x is the input itself
     m.def("neuron_backward", &neuron_backward);
 }

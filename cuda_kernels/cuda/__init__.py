@@ -1,1 +1,1 @@
-"""The neuron kernels on CUDA: neuron.cu compiled at run time (compile.py) and launched through CuPy (launch.py)."""
+"""The kernels on CUDA: neuron.cu and event.cu, compiled at run time (compile.py) and launched through CuPy (launch.py, event.py)."""

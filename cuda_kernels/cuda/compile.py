@@ -1,4 +1,4 @@
-"""neuron.cu -> machine code through NVRTC, called directly: no driver, no GPU and no CUDA toolkit needed; kept on disk.
+"""neuron.cu or event.cu -> machine code through NVRTC, called directly: no driver, no GPU and no CUDA toolkit needed; kept on disk.
 
 NVRTC comes with torch's CUDA builds, with `pip install nvidia-cuda-nvrtc`, or with a CUDA toolkit.
 """
@@ -28,7 +28,6 @@ __all__ = ["ARCHITECTURES", "Binary", "binary", "build", "nvrtc_version", "optio
 
 ARCHITECTURES = (80, 90, 100)  # compiled in the tests; any other that NVRTC knows compiles on demand
 _HERE = Path(__file__).resolve().parent
-_SOURCE = _HERE / "neuron.cu"
 _INCLUDE = _HERE.parent / "include"
 
 
@@ -42,7 +41,8 @@ class Binary:
 
 def options(target: str) -> list[str]:
     """NVRTC's options: contraction off, or the same input would spike differently on another machine."""
-    return [f"--gpu-architecture={target}", "--std=c++17", "--fmad=false", f"--include-path={_INCLUDE}"]
+    folders = [f"--include-path={folder}" for folder in (_INCLUDE, _HERE)]
+    return [f"--gpu-architecture={target}", "--std=c++17", "--fmad=false", *folders]
 
 
 # --- NVRTC -------------------------------------------------------------------------------------------------------------------------
@@ -117,8 +117,10 @@ def _target(library: ctypes.CDLL, architecture: int) -> str:
     return f"compute_{max(older)}"
 
 
-def build(expressions: Sequence[str], target: str, more: Sequence[str] = ()) -> tuple[bytes, dict[str, str], str]:
-    """Compile name expressions for a target (sm_90 …, or compute_90 … for PTX) -> (code, symbol of each expression, log).
+def build(
+    expressions: Sequence[str], target: str, more: Sequence[str] = (), source: str = "neuron.cu"
+) -> tuple[bytes, dict[str, str], str]:
+    """Compile name expressions of a source for a target (sm_90 …, or compute_90 … for PTX) -> (code, symbol of each expression, log).
 
     Errors: SpikingError where there is no NVRTC; RuntimeError with NVRTC's log where the source does not compile.
     """
@@ -141,7 +143,8 @@ def build(expressions: Sequence[str], target: str, more: Sequence[str] = ()) -> 
     def log() -> str:
         return fetch("nvrtcGetProgramLogSize", "nvrtcGetProgramLog").rstrip(b"\0").decode(errors="replace")
 
-    check(library.nvrtcCreateProgram(ctypes.byref(program), _SOURCE.read_bytes(), b"neuron.cu", 0, None, None))
+    text = (_HERE / source).read_bytes()
+    check(library.nvrtcCreateProgram(ctypes.byref(program), text, source.encode(), 0, None, None))
     try:
         for expression in expressions:
             check(library.nvrtcAddNameExpression(program, expression.encode()))
@@ -162,8 +165,9 @@ def build(expressions: Sequence[str], target: str, more: Sequence[str] = ()) -> 
 
 
 @functools.cache
-def _sources() -> bytes:
-    return b"\0".join(path.read_bytes() for path in (_SOURCE, *sorted(_INCLUDE.glob("*.h"))))
+def _sources(source: str) -> bytes:
+    headers = (*sorted(_HERE.glob("*.cuh")), *sorted(_INCLUDE.glob("*.h")))
+    return b"\0".join(path.read_bytes() for path in (_HERE / source, *headers))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -184,16 +188,17 @@ def _for_this_process() -> Path:
     return Path(tempfile.mkdtemp(prefix="spiking-cuda-"))
 
 
-def binary(expressions: Sequence[str], architecture: int) -> Binary:
+def binary(expressions: Sequence[str], architecture: int, source: str = "neuron.cu") -> Binary:
     """The compiled kernels, from the disk cache (SPIKING_CACHE, else ~/.cache/spiking) where they were compiled before.
 
     A cache that cannot be written costs a warning and a compilation in each process.
     """
     library = _nvrtc()
     target = f"sm_{architecture}" if library is None else _target(library, architecture)
-    digest = hashlib.sha256(_sources())
+    digest = hashlib.sha256(_sources(source))
     # Options hold the package's path, which decides nothing: the headers' content is in the digest.
-    digest.update(repr((sorted(expressions), target, options(target)[:-1], nvrtc_version())).encode())
+    flags = [option for option in options(target) if "include-path" not in option]
+    digest.update(repr((sorted(expressions), target, flags, nvrtc_version())).encode())
     name = digest.hexdigest()[:32] + (".cubin" if target.startswith("sm_") else ".ptx")
     path = backend.cache_dir() / "cuda" / name
     try:
@@ -202,7 +207,7 @@ def binary(expressions: Sequence[str], architecture: int) -> Binary:
             return Binary(path, symbols)
     except (OSError, ValueError):
         pass  # not there yet, or cut: compiled and written again
-    code, symbols, _ = build(expressions, target)
+    code, symbols, _ = build(expressions, target, source=source)
     try:
         _write(path.with_suffix(".json"), json.dumps(symbols).encode())
         _write(path, code)

@@ -1,4 +1,4 @@
-"""Launches of neuron.cu: which instantiation, with which arguments, over how many blocks.
+"""Launches of neuron.cu (and what event.py shares with them): which instantiation, with which arguments, over how many blocks.
 
 FORWARD and BACKWARD hold each kernel argument's (name, C type). CuPy would pass Python's numbers as int64 and float64 whatever the
 kernel expects, so the numpy type of every argument comes from here; so does the launcher that runs the same source on the CPU in the
@@ -18,9 +18,21 @@ from torch import Tensor
 
 from . import compile
 
-__all__ = ["BACKWARD", "FORWARD", "Launch", "backward_launch", "forward_launch", "neuron_backward", "neuron_forward"]
+__all__ = [
+    "BACKWARD",
+    "FORWARD",
+    "RULE",
+    "Launch",
+    "backward_launch",
+    "forward_launch",
+    "neuron_backward",
+    "neuron_forward",
+    "rule_expression",
+    "run",
+    "scalars",
+]
 
-_RULE = (
+RULE = (
     ("steps", "i64"),
     ("neurons", "i64"),
     ("n_params", "i64"),
@@ -49,7 +61,7 @@ FORWARD = (
     ("s", "IO*"),
     ("state1", "T*"),
     ("saved", "void*"),
-    *_RULE,
+    *RULE,
 )
 BACKWARD = (
     ("x", "const IO*"),
@@ -62,11 +74,11 @@ BACKWARD = (
     ("grad_x", "IO*"),
     ("grad_state0", "T*"),
     ("grad_params", "double*"),
-    *_RULE,
+    *RULE,
 )
 
-_NAMESPACE = "spiking_cuda::"
-_IO = ("float", "double", f"{_NAMESPACE}bf16", f"{_NAMESPACE}f16")  # by ops.py's number of a dtype
+NAMESPACE = "spiking_cuda::"
+_IO = ("float", "double", f"{NAMESPACE}bf16", f"{NAMESPACE}f16")  # by ops.py's number of a dtype
 _SURROGATES = (  # by kernel_id; the enum in include/surrogate.h
     "atan",
     "sigmoid",
@@ -90,10 +102,11 @@ class Launch(NamedTuple):
     blocks: int
     threads: int
     shared: int
+    source: str = "neuron.cu"
 
 
 def _enum(kind: str, name: str) -> str:
-    return f"{_NAMESPACE}{kind}::{name}"
+    return f"{NAMESPACE}{kind}::{name}"
 
 
 def _flags(packed: Sequence[int], numbers: Sequence[float]) -> str:
@@ -106,6 +119,12 @@ def _flags(packed: Sequence[int], numbers: Sequence[float]) -> str:
     return "common" if some else "plain"
 
 
+def rule_expression(packed: Sequence[int], numbers: Sequence[float]) -> str:
+    """The template arguments that a rule stands for: kind, reset, flags."""
+    names = {"Kind": KINDS[packed[2]], "Reset": RESETS[packed[3]], "Flags": _flags(packed, numbers)}
+    return ", ".join(_enum(kind, name) for kind, name in names.items())
+
+
 def _width(sizes: Sequence[int], io: str, addresses: Sequence[int]) -> int:
     """Neurons per thread: 4, which is 16 bytes of state, where rows, cells and addresses allow it; 1 for float64."""
     _, neurons, n_params, inner = sizes
@@ -113,7 +132,7 @@ def _width(sizes: Sequence[int], io: str, addresses: Sequence[int]) -> int:
     return 4 if fits and neurons >= _WIDE_FROM and io != "double" else 1
 
 
-def _scalars(table: tuple[tuple[str, str], ...], io: str, values: Sequence[Any]) -> tuple[Any, ...]:
+def scalars(table: tuple[tuple[str, str], ...], io: str, values: Sequence[Any]) -> tuple[Any, ...]:
     """Values as numpy scalars of the table's types."""
     state = np.float64 if io == "double" else np.float32
     types: dict[str, Any] = {"i64": np.int64, "int": np.int32, "T": state}
@@ -128,7 +147,7 @@ def _rule_scalars(
     io: str, sizes: tuple[int, ...], packed: tuple[int, ...], numbers: tuple[float, ...]
 ) -> tuple[Any, ...]:
     """The arguments that stay the same from call to call."""
-    return _scalars(_RULE, io, (*sizes, *numbers, *packed[5:]))
+    return scalars(RULE, io, (*sizes, *numbers, *packed[5:]))
 
 
 def _arguments(
@@ -139,20 +158,17 @@ def _arguments(
     packed: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Any, ...]:
-    own = table[: len(table) - len(_RULE)]
-    return (*_scalars(own, io, addresses), *_rule_scalars(io, tuple(sizes), tuple(packed), tuple(numbers)))
+    own = table[: len(table) - len(RULE)]
+    return (*scalars(own, io, addresses), *_rule_scalars(io, tuple(sizes), tuple(packed), tuple(numbers)))
 
 
 def forward_launch(
     addresses: Sequence[int], sizes: Sequence[int], packed: Sequence[int], numbers: Sequence[float]
 ) -> Launch:
     """The launch of one forward pass; arguments as ops.py hands them to a backend."""
-    io, save, kind, reset = _IO[packed[0]], packed[1], KINDS[packed[2]], RESETS[packed[3]]
+    io, save = _IO[packed[0]], packed[1]
     width = _width(sizes, io, addresses)
-    expression = (
-        f"{_NAMESPACE}neuron_forward<{_enum('Kind', kind)}, {_enum('Reset', reset)}, "
-        f"{_enum('Flags', _flags(packed, numbers))}, {io}, {save}, {width}>"
-    )
+    expression = f"{NAMESPACE}neuron_forward<{rule_expression(packed, numbers)}, {io}, {save}, {width}>"
     arguments = _arguments(FORWARD, io, addresses, sizes, packed, numbers)
     return Launch(expression, arguments, -(-sizes[1] // (_THREADS * width)), _THREADS, 0)
 
@@ -161,14 +177,13 @@ def backward_launch(
     addresses: Sequence[int], sizes: Sequence[int], packed: Sequence[int], numbers: Sequence[float]
 ) -> Launch:
     """The launch of one backward pass; arguments as ops.py hands them to a backend."""
-    io, save, kind, reset = _IO[packed[0]], packed[1], KINDS[packed[2]], RESETS[packed[3]]
-    flags = _flags(packed, numbers)
+    io, save, kind, flags = _IO[packed[0]], packed[1], KINDS[packed[2]], _flags(packed, numbers)
     recompute = save == SAVES.index("recompute")
     x, state0, _, saved, grad_s, is_scalar, grad_state1, grad_x, grad_state0, grad_params = addresses
     streamed = (x, state0, saved, 0 if is_scalar else grad_s, grad_state1, grad_x, grad_state0)
     width = 1 if recompute else _width(sizes, io, streamed)
     expression = (
-        f"{_NAMESPACE}neuron_backward<{_enum('Kind', kind)}, {_enum('Reset', reset)}, {_enum('Flags', flags)}, "
+        f"{NAMESPACE}neuron_backward<{rule_expression(packed, numbers)}, "
         f"{_enum('Surrogate', _SURROGATES[packed[4]])}, {io}, {save}, {'true' if grad_params else 'false'}, {width}>"
     )
     rows = 1 + (kind != "lif") + (flags != "plain")
@@ -179,11 +194,11 @@ def backward_launch(
 
 
 @functools.cache
-def _kernel(expression: str, device: int) -> Any:
+def _kernel(expression: str, source: str, device: int) -> Any:
     import cupy
 
     major, minor = torch.cuda.get_device_capability(device)
-    built = compile.binary([expression], 10 * major + minor)
+    built = compile.binary([expression], 10 * major + minor, source)
     return cupy.RawModule(path=str(built.path)).get_function(built.symbols[expression])
 
 
@@ -210,7 +225,7 @@ def run(launch: Launch, device: torch.device) -> None:
 
     index = torch.cuda.current_device() if device.index is None else device.index
     with cupy.cuda.Device(index), _stream(torch.cuda.current_stream(index).cuda_stream):
-        kernel = _kernel(launch.expression, index)
+        kernel = _kernel(launch.expression, launch.source, index)
         kernel((launch.blocks,), (launch.threads,), launch.arguments, shared_mem=launch.shared)
 
 

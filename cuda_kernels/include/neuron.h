@@ -22,6 +22,14 @@ enum class Flags : int {
     all = 2                    // these and reset_delay, residual_reset, normalize
 };
 
+// What a call's flags add up to; cuba and adaptive neurons take `common` whatever it says.
+template <class Call>
+SPIKING_FN Flags flags_of(const Call& p) {
+    if (p.reset_delay || p.residual_reset || p.normalize) return Flags::all;
+    const bool some = p.tie_gt || p.decay_input || p.refractory > 0 || p.v_leak != 0.0 || (p.reset == int(Reset::zero) && p.v_reset != 0.0);
+    return some ? Flags::common : Flags::plain;
+}
+
 template <class T>
 struct Rule {                  // the same for all neurons of a launch; flags are 0 or 1 in T
     T v_reset, v_leak, beta_adapt, adapt_scale;

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 DPI = 110
 
 
-def report(page: Path, picture: Path, width: int = 1000, height: int = 1090) -> None:
+def report(page: Path, picture: Path, width: int = 1000, height: int = 1420) -> None:
     """A photograph of the first screen of a page."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -70,6 +72,43 @@ def override(config: T, settings: Mapping[str, Any], where: str) -> T:
         else:
             changes[name] = _typed(value, hints[name], f"{where}: {name}")
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+@contextmanager
+def named_as_written(config: Any, name_of: Callable[[str], str]) -> Iterator[None]:
+    """Errors about a field (`TrainConfig.epochs: …`) name what the user wrote instead: `name_of("train.epochs")`.
+
+    `config` is the outermost dataclass or its type. Where `name_of` returns "" the error stays as it is.
+
+    >>> @dataclasses.dataclass
+    ... class Small:
+    ...     lr: float = 0.1
+    >>> with named_as_written(Small, lambda path: f"--{path}"):
+    ...     raise SpikingError("Small.lr: got 0; expected more.")
+    Traceback (most recent call last):
+    ...
+    spiking.errors.SpikingError: --lr: got 0; expected more.
+    """
+    try:
+        yield
+    except SpikingError as err:
+        found = re.match(r"(\w+)\.(\w+): ", str(err))
+        path = _path_of(config if isinstance(config, type) else type(config), *found.groups()) if found else ""
+        name = name_of(path) if path else ""
+        if not found or not name:
+            raise
+        raise SpikingError(f"{name}: {str(err)[found.end() :]}") from err
+
+
+def _path_of(kind: type, owner: str, field: str) -> str:
+    """Where the field of the dataclass called `owner` lies below `kind`, such as "train.epochs"; "" where it does not."""
+    if kind.__name__ == owner:
+        return field
+    for name, hint in get_type_hints(kind).items():
+        below = _path_of(hint, owner, field) if dataclasses.is_dataclass(hint) else ""  # type: ignore[arg-type]
+        if below:
+            return f"{name}.{below}"
+    return ""
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:

@@ -28,27 +28,48 @@ def data() -> None:
 def info(
     path: Annotated[Path, typer.Argument(help="A .bin or .bs2 file, or N-MNIST: a folder or a zip file.")],
     sensor: Annotated[str, typer.Option(help="Check coordinates against a sensor, such as 34x34.")] = "",
+    drop_tail: Annotated[
+        bool, typer.Option("--drop-tail", help="Forgive recordings that end inside an event.")
+    ] = False,
+    sort_events: Annotated[
+        bool, typer.Option("--sort-events", help="Put the events of recordings that run backwards in order.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
-    """Show format, events, duration, rate and sensor of recordings, and how many there are of each class."""
-    facts = set_facts(path) if path.is_dir() or path.suffix.lower() == ".zip" else file_facts(path, sensor)
+    """Show format, events, duration, rate and sensor of recordings, and how many there are of each class.
+
+    Damaged recordings of a set are left out of its figures and named; the exit code is then 2.
+    """
+    repair = {"drop_tail": drop_tail, "sort": sort_events}
+    several = path.is_dir() or path.suffix.lower() == ".zip"
+    facts = set_facts(path, **repair) if several else file_facts(path, sensor, **repair)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
-        return
+    else:
+        _print(facts)
+    broken = facts.get("broken", [])
+    if broken:
+        more = f" {len(broken) - 1} more cannot be read: all are listed above." if len(broken) > 1 else ""
+        raise SpikingError(f"{broken[0]}{more}")
+
+
+def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console()
     console.print(f"{facts['path']}: {facts['format']}", soft_wrap=True, markup=False)
     console.print(table(facts))
-    for line in [*(split["description"] for split in facts.get("splits", [])), *facts.get("not_read", [])]:
+    said = [split["description"] for split in facts.get("splits", [])] + facts.get("not_found", [])
+    broken = facts.get("broken", [])
+    for line in [*said, *(broken if len(broken) > 1 else [])]:  # a single one is the error that the command ends with
         console.print(line, style="dim", soft_wrap=True, markup=False)
 
 
-def file_facts(path: Path, sensor: str = "") -> dict[str, Any]:
+def file_facts(path: Path, sensor: str = "", *, drop_tail: bool = False, sort: bool = False) -> dict[str, Any]:
     """Figures of one recording. Errors: as `read_events`."""
     from spiking.datasets import read_events
 
-    events = read_events(path, sensor_size=sensor_of(sensor))
+    events = read_events(path, sensor_size=sensor_of(sensor), drop_tail=drop_tail, sort=sort)
     return {"path": str(path), "format": "N-MNIST events (5 bytes each)", **recording_facts(events)}
 
 
@@ -66,17 +87,28 @@ def recording_facts(events: Events) -> dict[str, Any]:
     }
 
 
-def set_facts(path: Path) -> dict[str, Any]:
-    """Figures of both splits of an N-MNIST folder or archive; `not_read` says why where one cannot be had."""
+def set_facts(path: Path, *, drop_tail: bool = False, sort: bool = False) -> dict[str, Any]:
+    """Figures of both splits of an N-MNIST folder or archive, of what can be read of them.
+
+    `broken` has a line for each recording or split that is damaged, `not_found` one for a split that is not there.
+    Errors: SpikingError where nothing can be read.
+    """
     from spiking.datasets import NMNIST
+    from spiking.datasets.nmnist import search
 
     splits: list[dict[str, Any]] = []
-    refused: list[SpikingError] = []
+    broken: list[str] = []
+    not_found: list[str] = []
     for train in (True, False):
+        missing = False
         try:
-            recordings = NMNIST(path, train=train)
+            missing = search(path, "train" if train else "test") is None
+            recordings = NMNIST(path, train=train, drop_tail=drop_tail, sort=sort, skip_broken=True)
         except SpikingError as err:
-            refused.append(err)
+            (not_found if missing else broken).append(str(err))
+            continue
+        broken += recordings.broken
+        if not len(recordings):
             continue
         events = recordings.events()
         starts, ends = events.offsets[:-1], events.offsets[1:]
@@ -97,12 +129,13 @@ def set_facts(path: Path) -> dict[str, Any]:
             }
         )
     if not splits:
-        raise refused[0]
+        raise SpikingError([*broken, *not_found][0])
     return {
         "path": str(path),
         "format": "N-MNIST recordings",
         "splits": splits,
-        "not_read": [str(err) for err in refused],
+        "broken": broken,
+        "not_found": not_found,
     }
 
 

@@ -12,10 +12,20 @@ app = typer.Typer()
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False) -> None:
+def doctor(
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="First measure when event-driven kernels win here (about a minute); kept."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
     """Show which backends run here and why not the others, threads, instruction sets, and the cost of memory."""
     from spiking.cuda_kernels import backend
 
+    if calibrate:
+        from spiking.cuda_kernels.calibrate import calibrate as measure
+
+        measure(progress=lambda what: typer.echo(f"measuring {what} …", err=True))
     facts = backend.report()
     if as_json:
         typer.echo(json.dumps(facts, indent=2, default=str))

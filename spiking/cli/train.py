@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,9 +38,17 @@ Examples:
 
   spiking train nmnist --data ~/nmnist --folds 5    (cross-validation)
 
-Ctrl-C saves the run and ends with exit code 130; --resume continues it to the same bits. Into the run's folder go \
-config.yaml, metrics.jsonl (one line an epoch), metrics.json, checkpoint.safetensors, model/ (for from_pretrained), \
-predictions.npz, confusion and firing_rates (PNG, SVG), trace.h5, report.html and report.json.
+  spiking train nmnist --resume --epochs 20         (go on for longer)
+
+Ctrl-C saves the run and ends with exit code 130; --resume continues it to the same bits. With --resume, --epochs may be \
+raised (not with --folds): from there on the learning rate follows the longer half cosine, so the result is not that of \
+a run started with so many.
+
+Into the run's folder go config.yaml, metrics.jsonl (one line an epoch), checkpoint.safetensors (the latest state), \
+best-NNNN.safetensors (the best epoch's weights), metrics.json, model/ (config.json, model.safetensors and README.md, \
+for from_pretrained), predictions.npz, confusion.png and .svg, firing_rates.png and .svg, trace.h5, report.html and \
+report.json; with --folds instead config.yaml, folds.npz, fold-N/ (checkpoint.safetensors and metrics.jsonl), \
+predictions.npz and metrics.json.
 """
 
 
@@ -68,15 +77,24 @@ def nmnist(
     mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     log_with: Annotated[str | None, typer.Option(help="none, tensorboard or wandb.")] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate over so many folds instead.")] = None,
+    drop_tail: Annotated[
+        bool, typer.Option("--drop-tail", help="Forgive recordings that end inside an event.")
+    ] = False,
+    sort_events: Annotated[
+        bool, typer.Option("--sort-events", help="Put the events of recordings that run backwards in order.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    from spiking.models.nmnist import run
+    from spiking.cli.config import named_as_written, read_yaml
+    from spiking.models.nmnist import Recipe, run
     from spiking.training import Interrupted
 
     given = _nested(
         {
             "data": None if data is None else str(data),
             "folds": folds,
+            "drop_tail": drop_tail or None,
+            "sort_events": sort_events or None,
             "model.kind": model,
             "train.epochs": epochs,
             "train.seed": seed,
@@ -89,17 +107,21 @@ def nmnist(
         }
     )
     folder = _folder(out, resume)
-    recipe = _resumed(folder, given) if resume else _recipe(config, given)
-    recordings = run.open_recordings(recipe.data)
-    if not resume:
-        recipe = _with_epochs(recipe, recordings, config, given)
-        _start(folder, recipe)
-    typer.echo(f"{recordings.description}\nrun in {folder}", err=True)
+    file = folder / "config.yaml" if resume else config
+    settings = {} if file is None else read_yaml(file)
     try:
-        if recipe.folds:
-            metrics = run.cross_validate(recipe, recordings, folder, resume)
-        else:
-            metrics = run.train(recipe, recordings, folder, resume)
+        with named_as_written(Recipe, _writer(file, settings, given)):
+            recipe = _recipe(file, settings, given)
+            if resume:
+                _check_resumed(folder, recipe, settings, given)
+            recipe.train.check_machine()
+            recordings = run.open_recordings(recipe)
+            if not resume:
+                recipe = _with_epochs(recipe, recordings, settings, given)
+            _keep(folder, recipe)
+            typer.echo(f"{recordings.description}\nrun in {folder}", err=True)
+            what = run.cross_validate if recipe.folds else run.train
+            metrics = what(recipe, recordings, folder, resume)
     except Interrupted as err:
         typer.echo(f"stopped and saved; go on with: spiking train nmnist --out {folder} --resume", err=True)
         raise typer.Exit(128 + err.signum) from err
@@ -119,25 +141,54 @@ def _nested(options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _recipe(config: Path | None, given: dict[str, Any]) -> Recipe:
-    from spiking.cli.config import override, read_yaml
+def _option(path: str) -> str:
+    """The option of a setting: "train.batch_size" is --batch-size."""
+    return "--model" if path == "model.kind" else "--" + path.rpartition(".")[2].replace("_", "-")
+
+
+def _holds(settings: dict[str, Any], path: str) -> bool:
+    section, _, key = path.rpartition(".")
+    part = settings.get(section) if section else settings
+    return isinstance(part, dict) and key in part
+
+
+def _writer(file: Path | None, settings: dict[str, Any], given: dict[str, Any]) -> Callable[[str], str]:
+    """How the user wrote a setting: as an option, else as a key of the file, else not at all ("")."""
+
+    def name_of(path: str) -> str:
+        if _holds(given, path):
+            return _option(path)
+        return f"{file}: {path.replace('.', ': ')}" if _holds(settings, path) else ""
+
+    return name_of
+
+
+def _recipe(file: Path | None, settings: dict[str, Any], given: dict[str, Any]) -> Recipe:
+    """Defaults, then the file, then the line. A setting that the line replaces is not looked at in the file."""
+    from spiking.cli.config import override
     from spiking.models.nmnist import Recipe
 
-    recipe = Recipe()
-    if config is not None:
-        recipe = override(recipe, read_yaml(config), str(config))
-    return override(recipe, given, "spiking train nmnist")
+    return override(Recipe(), _merged(settings, given), str(file or "spiking train nmnist"))
 
 
-def _with_epochs(recipe: Recipe, recordings: Any, config: Path | None, given: dict[str, Any]) -> Recipe:
+def _merged(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for name, value in given.items():
+        below = merged.get(name, {})
+        if not isinstance(value, dict):
+            merged[name] = value
+        elif isinstance(below, dict):  # another kind of value is left for `override` to refuse
+            merged[name] = {**below, **value}
+    return merged
+
+
+def _with_epochs(recipe: Recipe, recordings: Any, settings: dict[str, Any], given: dict[str, Any]) -> Recipe:
     """The recipe with as many epochs as the number of training recordings calls for, unless file or line say how many."""
     from dataclasses import replace
 
-    from spiking.cli.config import read_yaml
     from spiking.models.nmnist.run import default_epochs
 
-    file = read_yaml(config) if config else {}
-    if any("epochs" in (settings.get("train") or {}) for settings in (file, given)):
+    if any(_holds(source, "train.epochs") for source in (settings, given)):
         return recipe
     n = len(recordings.train) * (1 - recipe.validation)
     if recipe.folds:
@@ -145,26 +196,25 @@ def _with_epochs(recipe: Recipe, recordings: Any, config: Path | None, given: di
     return replace(recipe, train=replace(recipe.train, epochs=default_epochs(round(n), recordings.simulated)))
 
 
-def _resumed(folder: Path, given: dict[str, Any]) -> Recipe:
-    """The recipe that the run was started with; options may repeat it, not change it."""
-    from spiking.cli.config import override, read_yaml
-    from spiking.models.nmnist import Recipe
+def _check_resumed(folder: Path, recipe: Recipe, settings: dict[str, Any], given: dict[str, Any]) -> None:
+    """Options may repeat what the run was started with, and raise the number of epochs; nothing else."""
+    from dataclasses import asdict
 
-    path = folder / "config.yaml"
-    started = override(Recipe(), read_yaml(path), str(path))
-    wanted = override(started, given, "spiking train nmnist")
-    for section, name in (
-        (s, n) for s, values in given.items() for n in (values if isinstance(values, dict) else [""])
-    ):
-        old, new = (getattr(r, section) for r in (started, wanted))
-        if name:
-            old, new = getattr(old, name), getattr(new, name)
-        if old != new:
-            raise SpikingError(
-                f"--resume: got {name or section}={new!r}; the run in {folder} was started with {old!r}. "
-                "Leave the option out, or start another run."
-            )
-    return started
+    started, wanted = asdict(_recipe(folder / "config.yaml", settings, {})), asdict(recipe)
+    for section, value in given.items():
+        for name in value if isinstance(value, dict) else [""]:
+            old, new = (r[section][name] if name else r[section] for r in (started, wanted))
+            path = f"{section}.{name}" if name else section
+            if old == new or (path == "train.epochs" and new > old and not recipe.folds):
+                continue
+            advice = "Leave the option out, or start another run."
+            if path == "train.epochs":
+                advice = (
+                    "Folds are compared at a number of epochs fixed beforehand: start another run."
+                    if recipe.folds
+                    else "A run can be made longer, not shorter."
+                )
+            raise SpikingError(f"{_option(path)}: got {new!r}; the run in {folder} was started with {old!r}. {advice}")
 
 
 def _folder(out: Path | None, resume: bool) -> Path:
@@ -187,7 +237,8 @@ def _folder(out: Path | None, resume: bool) -> Path:
     return out
 
 
-def _start(folder: Path, recipe: Recipe) -> None:
+def _keep(folder: Path, recipe: Recipe) -> None:
+    """Write the settings of the run, so that it can be resumed with them."""
     from spiking.checkpoint import write_atomically
     from spiking.cli.config import to_yaml
 

@@ -68,6 +68,14 @@ def test_a_run_leaves_everything_behind_and_ends_with_the_answer(spiking, record
         "config.yaml", "metrics.jsonl", "metrics.json", "checkpoint.safetensors", "model", "predictions.npz", "trace.h5",
         "report.html", "report.json", "confusion.png", "confusion.svg", "firing_rates.png", "firing_rates.svg",
     }  # fmt: skip
+    help_page = " ".join(spiking("train", "nmnist", "--help")[1].split())
+    for path in (p for p in run.rglob("*") if p.is_file()):
+        known = {
+            "best-": "best-NNNN.safetensors",
+            "confusion": "confusion.png and .svg",
+            "firing": "firing_rates.png and .svg",
+        }
+        assert next((text for start, text in known.items() if path.name.startswith(start)), path.name) in help_page
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["n_train"] + metrics["n_validation"] == TRAIN
     assert metrics["n_test"] == TEST
@@ -125,12 +133,13 @@ def test_the_number_of_epochs_follows_from_the_number_of_recordings():
         simulated: bool = False
 
     recordings = Split(range(800), range(100))
-    assert _with_epochs(Recipe(), recordings, None, {}).train.epochs == 100
-    assert _with_epochs(Recipe(folds=5), recordings, None, {}).train.epochs == 100
-    assert _with_epochs(Recipe(), Split(range(60_000), range(10_000)), None, {}).train.epochs == 5
-    assert _with_epochs(Recipe(), Split(range(1442), range(355), True), None, {}).train.epochs == 15
+    assert _with_epochs(Recipe(), recordings, {}, {}).train.epochs == 100
+    assert _with_epochs(Recipe(folds=5), recordings, {}, {}).train.epochs == 100
+    assert _with_epochs(Recipe(), Split(range(60_000), range(10_000)), {}, {}).train.epochs == 5
+    assert _with_epochs(Recipe(), Split(range(1442), range(355), True), {}, {}).train.epochs == 15
     chosen = {"train": {"epochs": 7}}
-    assert _with_epochs(Recipe(), recordings, None, chosen) == Recipe()
+    assert _with_epochs(Recipe(), recordings, chosen, {}) == Recipe()
+    assert _with_epochs(Recipe(), recordings, {}, chosen) == Recipe()
 
 
 def test_a_finished_run_is_never_overwritten_and_may_be_resumed(spiking, recordings):
@@ -144,7 +153,65 @@ def test_a_finished_run_is_never_overwritten_and_may_be_resumed(spiking, recordi
     assert spiking(*arguments, "--resume")[0] == 0
     code, _, err = spiking("train", "nmnist", "--out", "here", "--resume", "--lr", "0.5")
     assert (code, err.count("\n")) == (2, 1)
-    assert "got lr=0.5; the run in here was started with 0.004" in err
+    assert err == (
+        "spiking: --lr: got 0.5; the run in here was started with 0.004. Leave the option out, or start another run.\n"
+    )
+
+
+def test_a_resumed_run_may_be_given_more_epochs(spiking, recordings):
+    arguments = ("train", "nmnist", "--data", recordings, *SMALL, "--model", "mlp", "--out", "here")
+    assert spiking(*arguments)[0] == 0
+    code, _, err = spiking("train", "nmnist", "--out", "here", "--resume", "--epochs", "4")
+    assert code == 0, err
+    assert "epochs raised from 2 to 4: from epoch 3 on the learning rate follows the longer half cosine" in err
+    assert [line[:9] for line in err.splitlines() if line.startswith("epoch ")] == ["epoch 3/4", "epoch 4/4"]
+    assert len(Path("here/metrics.jsonl").read_text().splitlines()) == 4
+    assert yaml.safe_load(Path("here/config.yaml").read_text())["train"]["epochs"] == 4
+    code, _, err = spiking("train", "nmnist", "--out", "here", "--resume", "--epochs", "3")
+    assert code == 2
+    assert "--epochs: got 3; the run in here was started with 4. A run can be made longer, not shorter." in err
+
+
+def test_what_the_machine_lacks_is_said_before_there_is_a_run(spiking, recordings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    Path("mine.yaml").write_text("train: {device: cuda, log_with: wandb}\n")
+    cases = {
+        ("--device", "cuda"): '--device: got "cuda"; torch sees no CUDA device here. Use "auto" or "cpu".',
+        ("--mixed-precision", "fp16"): '--mixed-precision: got "fp16"; it needs a GPU. Use "bf16" or "no" on a CPU.',
+        ("--log-with", "tensorboard"): '--log-with: got "tensorboard", which is not installed. '
+        "Install it (pip install tensorboard), or leave it out.",
+        ("--config", "mine.yaml"): 'mine.yaml: train: device: got "cuda"; torch sees no CUDA device here. '
+        'Use "auto" or "cpu".',
+        (
+            "--config",
+            "mine.yaml",
+            "--device",
+            "cpu",
+        ): 'mine.yaml: train: log_with: got "wandb", which is not installed. '
+        "Install it (pip install wandb), or leave it out.",
+    }
+    for options, message in cases.items():
+        code, out, err = spiking("train", "nmnist", "--data", recordings, *options)
+        assert (code, out, err) == (2, "", f"spiking: {message}\n")
+    assert not Path("runs").exists()
+
+
+def test_recordings_are_repaired_where_the_line_asks_for_it(spiking, recordings, tmp_path):
+    import shutil
+
+    root = tmp_path / "damaged"
+    shutil.copytree(recordings, root)
+    victim = next((root / "Train" / "3").iterdir())
+    victim.write_bytes(victim.read_bytes()[:-3])
+    arguments = ("train", "nmnist", "--data", root, *SMALL, "--model", "mlp", "--out", "here")
+    code, _, err = spiking(*arguments)
+    assert code == 2
+    assert "leave the rest out with drop_tail=True (--drop-tail on the command line)" in err
+    code, _, err = spiking(*arguments, "--drop-tail")
+    assert code == 0, err
+    assert yaml.safe_load(Path("here/config.yaml").read_text())["drop_tail"] is True
+    assert spiking("train", "nmnist", "--out", "here", "--resume")[0] == 0
 
 
 def test_folds_print_every_fold_and_keep_every_prediction(spiking, recordings, tmp_path):
@@ -201,10 +268,11 @@ def test_ctrl_c_saves_and_the_resumed_run_gives_the_same_answer(spiking, recordi
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "nowhere: no such file or folder; expected N-MNIST there."),
-        (["--epochs", "0"], "TrainConfig.epochs: got 0; expected at least 1."),
-        (["--model", "transformer"], 'NMNISTConfig.kind: got "transformer"; expected conv or mlp.'),
-        (["--time-bins", "0"], "FrameConfig.time_bins: got 0; expected 1 to 1000."),
-        (["--mixed-precision", "int4"], 'TrainConfig.mixed_precision: got "int4"; expected no or bf16 or fp16.'),
+        (["--epochs", "0"], "--epochs: got 0; expected at least 1."),
+        (["--model", "transformer"], '--model: got "transformer"; expected conv or mlp.'),
+        (["--time-bins", "0"], "--time-bins: got 0; expected 1 to 1000."),
+        (["--folds", "1"], "--folds: got 1; expected 0 (none) or at least 2."),
+        (["--mixed-precision", "int4"], '--mixed-precision: got "int4"; expected no or bf16 or fp16.'),
         (["--config", "none.yaml"], "none.yaml: no such file or directory; expected a YAML file of settings."),
         (["--resume"], "--resume: got no --out, and there is no run in runs/; expected a run that was stopped."),
         (
@@ -228,6 +296,9 @@ def test_bad_input_gets_one_line_and_exit_code_2(spiking, arguments, message):
         ("train: {epochs: three}", "mine.yaml: train: epochs: got 'three'; expected a whole number."),
         ("train: {epochs: true}", "mine.yaml: train: epochs: got True; expected a whole number."),
         ("model: {reset: hard}", "mine.yaml: model: reset: got 'hard'; expected subtract or zero or none."),
+        ("train: {epochs: 0}", "mine.yaml: train: epochs: got 0; expected at least 1."),
+        ("frames: {zoom: 2}", "mine.yaml: frames: zoom: got 2.0; expected 0 to 0.9."),
+        ("validation: 2", "mine.yaml: validation: got 2.0; expected 0 to 0.9."),
         ("train: 3", "mine.yaml: train: got 3; expected settings of its own, indented below it."),
         ("[1, 2]", "mine.yaml: got a list; expected settings as `name: value` lines."),
         ("a: [", "mine.yaml: not a YAML file: "),
@@ -237,6 +308,9 @@ def test_a_wrong_setting_in_a_file_is_named(spiking, text, message):
     Path("mine.yaml").write_text(text)
     code, _, err = spiking("train", "nmnist", "--config", "mine.yaml")
     assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    code, _, err = spiking("train", "nmnist", "--config", "mine.yaml", "--lr", "0.1")  # an option for the same section
+    assert code == 2
     assert message in err
 
 

@@ -18,13 +18,6 @@ VALUES = {
 }
 
 
-@pytest.fixture(params=module.levels() if module else [])
-def level(request):
-    module.set_level(request.param)
-    yield request.param
-    module.set_level(module.levels()[0])
-
-
 def _check(x, steps, fan, fan_nonzero):
     found = counting.count(x, steps, fan, fan_nonzero)
     hit = x != 0
@@ -88,4 +81,4 @@ def test_without_values_only_the_counts_are_made():
 def test_what_it_cannot_count_is_left_to_torch():
     assert counting.count(torch.zeros(0, 5), 1) is None
     assert counting.count(torch.ones(2, 5, dtype=torch.int64), 1) is None
-    assert counting.count(torch.ones(1, 2), 1, torch.tensor([1, 1 << 20])) is None
+    assert counting.count(torch.ones(1, 2), 1, torch.tensor([1, 1 << 17])) is None

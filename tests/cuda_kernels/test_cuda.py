@@ -4,17 +4,13 @@ host/cuda_on_cpu.h runs neuron.cu block by block and thread by thread; the launc
 would make. Tests marked `gpu` make them for real.
 """
 
-import ctypes
 import importlib.util
 import math
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from spiking.cuda_kernels import backend, memory, ops, reference
@@ -26,7 +22,6 @@ from spiking import functional as F
 from spiking import surrogate
 from spiking.errors import SpikingError
 
-HOST = Path(__file__).parent / "host"
 PACKAGE = Path(compile.__file__).parent.parent
 SOURCE = (PACKAGE / "cuda" / "neuron.cu").read_text()
 
@@ -205,7 +200,7 @@ def test_constants_and_names_of_python_and_c_agree():
     assert {name: int(number) for name, number in names.items()} == {n: i for i, n in enumerate(launch._SURROGATES)}
     assert {kind.kernel_id for kind in surrogate.ALL} <= set(range(len(launch._SURROGATES)))
     assert f"CHUNK = {ops.CHUNK};" in (PACKAGE / "include" / "chunk.h").read_text()
-    assert f"THREADS = {launch._THREADS};" in SOURCE
+    assert f"THREADS = {launch._THREADS};" in (PACKAGE / "cuda" / "common.cuh").read_text()
     header = (PACKAGE / "include" / "neuron.h").read_text()
     for kind, names in (("Kind", ops.KINDS), ("Reset", ops.RESETS)):
         listed = re.search(rf"enum class {kind} : int \{{(.*?)\}}", header).group(1)
@@ -309,40 +304,15 @@ def _no_steps():
     return x, s, v
 
 
-def _host_source(expressions):
-    """neuron.cu with one entry per instantiation; arguments arrive as the driver takes them, an address each."""
-    parts = ['#include "cuda_on_cpu.h"\n#include "neuron.cu"\nusing namespace spiking_cuda;\n']
-    for number, expression in enumerate(expressions):
-        io = re.search(r"(float|double|spiking_cuda::b?f16)", expression).group(1)
-        state = "double" if io == "double" else "float"
-        table = launch.FORWARD if "neuron_forward" in expression else launch.BACKWARD
-        types = [re.sub(r"\bT\b", state, re.sub(r"\bIO\b", io, c_type)) for _, c_type in table]
-        values = ", ".join(f"*static_cast<{c_type}*>(a[{i}])" for i, c_type in enumerate(types))
-        parts.append(
-            f'extern "C" int kernel_{number}(unsigned blocks, unsigned threads, unsigned shared, void** a) {{\n'
-            f"    void (*kernel)({', '.join(types)}) = {expression};\n"
-            f"    return launch(blocks, threads, shared, [=] {{ kernel({values}); }});\n}}\n"
-        )
-    return "".join(parts)
-
-
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory):
+def host_kernels(compile_for_host):
     """name expression -> the compiled host function, for all that `_everything` launches."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to compile the kernels for the CPU with")
     wanted = {}
     with pytest.MonkeyPatch.context() as patch:
         _pretend(patch, lambda plan, device: wanted.setdefault(plan.expression))
         _everything()
-    folder = tmp_path_factory.mktemp("host")
-    (folder / "host.cpp").write_text(_host_source(wanted))
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
-    folders = [f"-I{p}" for p in (HOST, PACKAGE / "cuda", PACKAGE / "include")]
-    subprocess.run([compiler, *flags, *folders, "host.cpp", "-o", "host.so"], cwd=folder, check=True)
-    library = ctypes.CDLL(str(folder / "host.so"))
-    return {expression: getattr(library, f"kernel_{number}") for number, expression in enumerate(wanted)}
+    tables = {e: launch.FORWARD if "neuron_forward" in e else launch.BACKWARD for e in wanted}
+    return compile_for_host("neuron.cu", tables)
 
 
 def _pretend(patch, run):
@@ -358,14 +328,12 @@ def _pretend(patch, run):
 
 
 @pytest.fixture
-def on_host(host_kernels, monkeypatch):
+def on_host(host_kernels, launch_on_host, monkeypatch):
     """Launches run here, on the CPU; the list of them."""
     launched = []
 
     def run(plan, device):
-        held = [np.array(argument) for argument in plan.arguments]  # one value each, in the type that a launch passes
-        addresses = (ctypes.c_void_p * len(held))(*(h.ctypes.data for h in held))
-        assert host_kernels[plan.expression](plan.blocks, plan.threads, plan.shared, addresses) == 0
+        launch_on_host(host_kernels, plan)
         launched.append(plan)
 
     _pretend(monkeypatch, run)

@@ -39,13 +39,6 @@ RULES = {
 RECOMPUTE_ONLY = ("cuba", "adaptive", "refractory", "residual")
 
 
-@pytest.fixture(params=module.levels() if module else [])
-def level(request):
-    module.set_level(request.param)
-    yield request.param
-    module.set_level(module.levels()[0])
-
-
 def _case(rule, shape, dtype, seed=0, per="scalar"):
     """Seeded x, state and cells. Values on a 1/4 grid half of the time, so that many membranes land exactly on the threshold."""
     g = torch.Generator().manual_seed(seed)

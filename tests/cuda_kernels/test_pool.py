@@ -12,16 +12,6 @@ import spiking
 module = backend.compiled()
 
 
-@pytest.fixture(params=module.levels() if module else ["reference"])
-def level(request):
-    if module is None:
-        yield request.param
-        return
-    module.set_level(request.param)
-    yield request.param
-    module.set_level(module.levels()[0])
-
-
 @pytest.mark.parametrize("shape", [(3, 5, 9, 11), (2, 3, 30, 30), (1, 1, 2, 2), (4, 2, 16, 47)])
 @pytest.mark.parametrize("window", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from spiking.datasets import write_bin
+from spiking.datasets import Events, write_bin
+from spiking.datasets.events import encode_bin
 from typer.testing import CliRunner
 
 from spiking.cli.data import app
@@ -24,6 +25,13 @@ def run(*args):
         raise result.exception
     assert result.exit_code == 0
     return result.stdout
+
+
+def fails(*args):
+    """What was printed, and the error that the command ended with."""
+    result = CliRunner().invoke(app, ["info", *map(str, args)])
+    assert isinstance(result.exception, SpikingError)
+    return result.stdout, str(result.exception)
 
 
 def test_a_file_as_json_and_as_a_table(tmp_path, make_events):
@@ -50,12 +58,52 @@ def test_a_set_shows_counts_per_class_of_both_splits(tree):
     assert "real N-MNIST" in shown
 
 
-def test_a_split_that_cannot_be_read_is_told(tree):
+def test_a_broken_recording_is_named_and_the_rest_of_its_split_shown(tree):
     (tree / "Test/9/00002.bin").write_bytes(b"123")
+    shown, error = fails(tree, "--json")
+    facts = json.loads(shown)
+    assert [(s["split"], s["recordings"]) for s in facts["splits"]] == [("train", 3), ("test", 1)]
+    assert "Test/9/00002.bin: byte 0: got 3 of the 5 bytes" in facts["broken"][0]
+    assert error == facts["broken"][0]
+    shown, _ = fails(tree)
+    assert "class 9" in shown
+    (tree / "Train/1/00003.bin").write_bytes(b"1234567")
+    (tree / "Train/1/00004.bin").write_bytes(b"")
+    shown, error = fails(tree)
+    assert all(
+        name in shown for name in ("Train/1/00003.bin: byte 5", "Train/1/00004.bin: got 0 bytes", "Test/9/00002")
+    )
+    assert error.endswith("2 more cannot be read: all are listed above.")
+
+
+def test_a_set_without_one_readable_recording_is_an_error(tmp_path):
+    (tmp_path / "Train" / "0").mkdir(parents=True)
+    (tmp_path / "Train" / "0" / "00001.bin").write_bytes(b"123")
+    with pytest.raises(SpikingError, match=r"Train/0/00001\.bin: byte 0: got 3 of the 5 bytes"):
+        run(tmp_path)
+
+
+def test_a_split_that_is_not_there_is_told(tree):
+    import shutil
+
+    shutil.rmtree(tree / "Test")
     facts = json.loads(run(tree, "--json"))
     assert [s["split"] for s in facts["splits"]] == ["train"]
-    assert "00002.bin: byte 0: got 3 of the 5 bytes" in facts["not_read"][0]
-    assert "got 3 of the 5 bytes" in run(tree)
+    assert facts["broken"] == []
+    assert "expected Test/<digit>/*.bin" in facts["not_found"][0]
+
+
+def test_recordings_are_repaired_where_asked(tree, tmp_path):
+    back = Events([9, 8], [1, 2], [3, 4], [0, 1])
+    (tree / "Test/9/00002.bin").write_bytes(encode_bin(back) + b"12")
+    _, error = fails(tree)
+    assert "(--drop-tail on the command line)" in error
+    _, error = fails(tree, "--drop-tail")
+    assert "(--sort-events on the command line)" in error
+    facts = json.loads(run(tree, "--drop-tail", "--sort-events", "--json"))
+    assert [s["recordings"] for s in facts["splits"]] == [3, 2]
+    (tmp_path / "one.bin").write_bytes(encode_bin(back) + b"12")
+    assert json.loads(run(tmp_path / "one.bin", "--drop-tail", "--sort-events", "--json"))["first_us"] == 8
 
 
 def test_the_command_ends_with_code_2_and_one_line(tmp_path):

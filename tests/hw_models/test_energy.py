@@ -10,7 +10,10 @@ import torch
 from golden_nets import FOLDER, Frames, Neuron, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.hw_models.energy import Interval, Prices, Term, ratio_of, sample_energies, total
+from spiking.hw_models import validation
+from spiking.hw_models.digital import Prices
+from spiking.hw_models.energy import sample_energies
+from spiking.hw_models.intervals import Interval, Term, ratio_of, total
 from torch import Tensor, nn
 
 import spiking
@@ -18,7 +21,7 @@ from spiking import EventTrace, hw_models, record
 from spiking.errors import SpikingError
 
 GOLDEN = {net["name"]: net for net in json.loads((FOLDER / "energy.json").read_text())}
-MODELS = json.loads((FOLDER / "models.json").read_text())
+MODELS = json.loads((validation.DATA / "models.json").read_text())
 CASES = [(name, e["precision"]) for name, net in GOLDEN.items() for e in net["estimates"]]
 
 
@@ -231,7 +234,7 @@ def test_leakage_counts_where_a_chip_states_it(traces, leaky):
     assert found.by_source["leakage"] == pytest.approx(6 * 2e-3 * 5e-9)
     assert found.energy.nominal - plain.energy.nominal == pytest.approx(6 * 2e-3 * 5e-9)
     assert found.ann.nominal - plain.ann.nominal == pytest.approx(1 * 2e-3 * 5e-9)
-    assert found.latency == pytest.approx(30e-9)
+    assert found.latency == pytest.approx((30e-9, 30e-9, 36e-9))
     assert plain.latency is None
 
 
@@ -356,6 +359,32 @@ def test_w09_memory(traces):
     assert "W09" not in by_code(hw_models.estimate(traces["mlp"], accounting="with-memory"))
 
 
+def test_w06_means_are_no_rates():
+    quarter = spikes(4, 2, 8) * 0.25
+    text = found_by(Chain(), quarter, accounting="published")["W06"][0]
+    rate = float((quarter != 0).float().mean())
+    assert text.startswith(f"first: the mean of the operand ({rate / 4:.3g}) is not its rate of events ({rate:.3g})")
+    assert "W06" not in found_by(Chain(), spikes(4, 2, 8), accounting="published")
+    assert "W06" not in found_by(Chain(), quarter)
+
+
+def test_w10_precision():
+    texts = found_by(Chain(), spikes(4, 2, 8), hardware="loihi", precision="fp32")["W10"]
+    assert texts[0].startswith("loihi computes with integers; an FP32 network beside it compares different precisions")
+    assert "W10" not in found_by(Chain(), spikes(4, 2, 8), hardware="loihi")
+    assert "W10" not in found_by(Chain(), spikes(4, 2, 8), precision="fp32")
+    assert "W10" not in found_by(Chain(), spikes(4, 2, 8), hardware="cpu", precision="fp32")
+
+
+def test_w11_a_network_of_few_bits_is_the_fair_twin(traces):
+    found = hw_models.estimate(traces["mlp"])
+    assert by_code(found)["W11"] == [
+        f"6 steps of spikes say no more than 3-bit activations: against that network the ratio is "
+        f"{found.fair.ratio.nominal:.3g}, not {found.ratio.nominal:.3g}."
+    ]
+    assert "W11" not in by_code(hw_models.estimate(traces["mlp"], "cpu"))
+
+
 def test_w12_batch_norm():
     def net() -> nn.Module:
         return nn.Sequential(Frames(nn.Conv2d(1, 2, 3)), Frames(nn.BatchNorm2d(2)), Neuron())
@@ -367,6 +396,42 @@ def test_w12_batch_norm():
     lone = nn.Sequential(Neuron(), Frames(nn.BatchNorm2d(1))).eval()
     assert "1.layer cannot be folded" in found_by(lone, x)["W12"][0]
     assert "W12" not in found_by(net().eval(), x)
+
+
+class Attention(nn.Module):
+    """Two heads of spikes (or of floats) that multiply each other, over [T, B, tokens, features]."""
+
+    def __init__(self, spiking_heads: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k = nn.Linear(8, 6), nn.Linear(8, 6)
+        self.fire = spiking.LIF(threshold=0.2) if spiking_heads else nn.Identity()
+        self.fire_k = spiking.LIF(threshold=0.2) if spiking_heads else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.fire(self.q(x)), self.fire_k(self.k(x))
+        return q @ k.transpose(-1, -2)
+
+
+def test_w13_products_of_attention():
+    floats = found_by(Attention(False), spikes(3, 2, 5, 8))["W13"]
+    macs = 3 * 5 * 5 * 6
+    assert floats == [
+        f"q@k is a matrix product of two operands that are not spikes: priced as {macs} MACs per sample, not accumulates."
+    ]
+    assert "W13" not in found_by(Attention(True), spikes(3, 2, 5, 8))
+    assert found_by(Attention(True), spikes(3, 2, 5, 8), accounting="published")["W13"][0].endswith("as papers do.")
+
+
+def test_products_of_spikes_cost_the_pairs_that_meet():
+    model, x = Attention(True), spikes(3, 2, 5, 8)
+    with record(model) as trace, torch.no_grad():
+        scores = model(x)
+    row = next(r for r in trace.layers if r.kind == "matmul")
+    assert row.ac.tolist() == scores.flatten(1).sum(1).long().tolist()  # of zeros and ones: the products themselves
+    assert not row.mac.any()
+    price = hw_models.estimate(trace).per_layer[trace.layers.index(row)].energy.nominal
+    assert price * 2 == pytest.approx(float(scores.sum()) * 0.9e-12)
 
 
 def test_w14_silent_layers():
@@ -386,6 +451,40 @@ def test_w14_silent_layers():
 def test_w15_accuracy(traces):
     assert "W15" in by_code(hw_models.estimate(traces["mlp"]))
     assert "W15" not in by_code(hw_models.estimate(traces["mlp"], accuracy=0.9))
+
+
+def test_w16_converters():
+    plain = found_by(nn.Linear(200, 4), spikes(4, 2, 200), hardware="rram-crossbar")
+    assert "W16" not in plain
+    few = found_by(nn.Linear(200, 4), spikes(4, 2, 200), hardware="rram-crossbar", adc_bits=6)
+    assert few["W16"] == ["rram-crossbar: converters of 6 bits; 9 lose nothing. State the accuracy with 6."]
+    cells = found_by(nn.Linear(200, 4), spikes(4, 2, 200), hardware="rram-crossbar", accounting="published")
+    assert cells["W16"] == ["rram-crossbar: the figure has no converters, buffers or neurons in it."]
+
+
+def test_w17_mixed_sources(traces):
+    assert by_code(hw_models.estimate(traces["mlp"], "digital-sram"))["W17"][0].startswith(
+        "digital-sram: constants of other nodes: "
+    )
+    assert by_code(hw_models.estimate(traces["mlp"], "loihi"))["W17"] == [
+        "what loihi cannot do, and the equal ANN, are priced with digital-45nm, scaled to 14 nm."
+    ]
+    assert "not scaled to 22 nm" in by_code(hw_models.estimate(traces["mlp"], "seneca"))["W17"][0]
+    assert "W17" not in by_code(hw_models.estimate(traces["mlp"]))
+
+
+def test_w21_operating_points(traces):
+    assert by_code(hw_models.estimate(traces["mlp"], "seneca"))["W21"][0].startswith(
+        "seneca: the price per event is an average"
+    )
+    assert "W21" not in by_code(hw_models.estimate(traces["mlp"], "truenorth"))
+
+
+def test_w22_models_and_pre_silicon(traces):
+    assert by_code(hw_models.estimate(traces["mlp"], "loihi"))["W22"][0].startswith(
+        "loihi: the constants come from a model"
+    )
+    assert "W22" not in by_code(hw_models.estimate(traces["mlp"], "loihi-sanafe"))
 
 
 def test_w18_single_sources(traces, leaky):
@@ -428,6 +527,7 @@ def test_golden_networks_raise_the_expected_warnings(traces, name):
         ({"accounting": "all"}, "got accounting='all'; expected one of published, operations, with-memory"),
         ({"accuracy": 97.0}, "got accuracy=97.0; expected a fraction between 0 and 1"),
         ({"ann_steps": 0}, "got ann_steps=0; expected 1 or more"),
+        ({"ann_zeros": 1.0}, "got ann_zeros=1.0; expected a fraction from 0 to less than 1"),
         ({"hardware": "loihi9"}, "got 'loihi9'; expected a .toml file or a known chip"),
     ],
 )
@@ -468,7 +568,181 @@ def test_compare_prices_one_trace_on_each_chip(traces, leaky):
 
 def test_summaries_say_both_intervals(traces):
     text = hw_models.estimate(traces["mlp"], precision="int32", accuracy=0.9).summary()
-    assert text.startswith("SNN/ANN energy 0.")
+    assert text.startswith("SNN/ANN energy 3.69 (ANN, int32 weights, 3-bit activations; ")
     assert "over the constants; " in text
     assert "over 2 samples" in text
-    assert "constants without a known interval" in hw_models.estimate(traces["mlp"]).summary()
+    unknown = hw_models.estimate(traces["mlp"], "arm")
+    assert "constants without a known interval" in unknown.summary()
+
+
+# twins, draws, other hardware
+
+
+def test_the_fair_twin_has_as_many_bits_as_the_steps_can_say():
+    for steps, name in ((1, "q1"), (3, "q2"), (5, "q3"), (7, "q3"), (8, "q4"), (10, "q4"), (255, "q8")):
+        trace = validation.counted(ac=1000, dense=1000, n_steps=steps)
+        found = hw_models.estimate(trace)
+        assert [t.name for t in found.twins] == [name, "int8", "fp32"]
+        assert found.fair is found.twins[0]
+
+
+def test_multipliers_follow_the_width_of_the_activation():
+    """Energy of a product is a power of both widths; the exponent comes from the 8 and the 32 bit multiplier."""
+    prices = Prices(hw_models.load("digital-45nm"), "int8")
+    exponent = np.log(3.1 / 0.2) / np.log(16)
+    for bits in (2, 3, 4):
+        price, group = prices.multiplication(bits)
+        assert price.nominal == pytest.approx(0.2e-12 * (bits / 8) ** exponent)
+        assert price.high == pytest.approx(0.2e-12)
+        assert group == f"horowitz-mul at {bits} bit"
+    assert prices.multiplication(8) == prices.operation("mul")
+    wide, _ = Prices(hw_models.load("digital-45nm"), "fp32").multiplication(3)
+    assert wide.nominal == pytest.approx(3.7e-12 * (3 / 24) ** (np.log(3.7 / 1.1) / (2 * np.log(24 / 11))))
+
+
+def test_twins_of_one_bit_add_only():
+    trace = validation.counted(ac=10, dense=1000)
+    assert hw_models.estimate(trace).fair.energy.nominal == pytest.approx(1000 * 0.9e-12)
+
+
+def test_at_the_break_even_rate_both_cost_the_same():
+    torch.manual_seed(0)
+    for rate in (0.1, 0.3):
+        model = Chain(bias=False)
+        with record(model) as trace, torch.no_grad():
+            model(spikes(4, 8, 8, rate=rate))
+        found = hw_models.estimate(trace, "digital-sram")
+        for twin in found.twins:
+            r = twin.break_even.nominal / found.spike_rate
+            active = [t for t in found.terms if t.follows in ("syn", "spikes")]
+            moving = total(active).nominal
+            assert found.energy.nominal - moving + r * moving == pytest.approx(twin.energy.nominal, rel=1e-9)
+            assert (twin.ratio.nominal < 1) == (found.spike_rate < twin.break_even.nominal)
+
+
+def test_silent_networks_have_no_break_even():
+    model = Chain(threshold=1e6, bias=False)
+    with record(model) as trace, torch.no_grad():
+        model(torch.zeros(4, 2, 8))
+    assert all(twin.break_even is None for twin in hw_models.estimate(trace).twins)
+
+
+@pytest.mark.parametrize("chip", hw_models.available())
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_chip_prices_every_network(traces, name, chip):
+    found = hw_models.estimate(traces[name], chip)
+    assert 0 < found.energy.low <= found.energy.nominal <= found.energy.high
+    assert sum(found.by_source.values()) == pytest.approx(found.energy.nominal, rel=1e-12)
+    rows = sum(row.energy.nominal for row in found.per_layer)
+    assert rows + found.by_source["leakage"] == pytest.approx(found.energy.nominal, rel=1e-12)
+    drawn, bounds = found.energy_drawn, found.energy
+    assert bounds.low * (1 - 1e-9) <= drawn.low <= drawn.nominal <= drawn.high <= bounds.high * (1 + 1e-9)
+    for twin in found.twins:
+        assert twin.ratio.low * (1 - 1e-6) <= twin.ratio_drawn.low
+        assert twin.ratio_drawn.high <= twin.ratio.high * (1 + 1e-6)
+        assert twin.ratio.low <= twin.ratio.nominal <= twin.ratio.high
+    assert set(found.sources) >= {c.source for c in found.constants}
+    assert set(found.accountings()) == {"published", "operations", "with-memory"}
+    assert hw_models.ratio(found, found) == (1, 1, 1)
+    shares = found.shares
+    assert sum(shares.values()) == pytest.approx(1) or not any(shares.values())
+    assert all(term.source in found.by_source for term in (*found.terms, *found.ann_terms))
+
+
+@pytest.mark.parametrize("chip", hw_models.available())
+def test_a_dearer_constant_moves_every_chip_that_uses_it(traces, chip):
+    """Of each constant that an estimate used: 1 % more never lowers the energy, and energies move for the others not."""
+    hardware = hw_models.load(chip)
+    before = hw_models.estimate(traces["mlp"], hardware)
+    for c in before.constants:
+        if c.chip != hardware.name or c.si_unit not in ("J", "W"):
+            continue
+        dearer = dataclasses.replace(c, value=c.value * 1.01, high=max(c.high, c.value * 1.01))
+        changed = dataclasses.replace(hardware, constants={**hardware.constants, c.name: dearer})
+        after = hw_models.estimate(traces["mlp"], changed)
+        moved = after.energy.nominal / before.energy.nominal - 1
+        assert -1e-12 <= moved <= 0.01 + 1e-12
+
+
+def test_low_bounds_of_a_processor_that_reuses_what_it_read():
+    """Registers hold the accumulators, and each weight is read once per step and sample."""
+    layer = nn.Linear(64, 32, bias=False)
+    with record(layer) as trace, torch.no_grad():
+        layer(torch.ones(3, 2, 64))
+    found = hw_models.estimate(trace, "digital-sram")
+    events = 3 * 64 * 32
+    accumulators = next(t for t in found.terms if t.source == "accumulators")
+    assert accumulators.amount == 2 * events
+    assert accumulators.price.low == pytest.approx(32 * 0.009e-12)
+    assert accumulators.price.nominal == pytest.approx(5e-12)
+    weights = next(t for t in found.terms if t.source == "weights")
+    assert weights.amount == events
+    assert weights.price.low == pytest.approx(0.5 * 10e-12)  # every weight is needed in every step: nothing to save
+
+
+def test_analogue_input_runs_on_the_host_of_an_event_processor():
+    model = Chain()
+    with record(model) as trace, torch.no_grad():
+        model(torch.rand(4, 2, 8))
+    found = hw_models.estimate(trace, "truenorth")
+    assert found.by_source["host"] > 0
+    texts = by_code(found)["W02"]
+    assert texts == ["first reads analogue input: its operations are MACs on a digital host, not accumulates."]
+    assert hw_models.estimate(trace, "cpu").by_source["host"] == 0
+
+
+def test_processors_that_do_not_skip_zeros_pay_every_step():
+    trace = validation.counted(ac=10, dense=1000, n_steps=5)
+    found = hw_models.estimate(trace, "cpu")
+    assert found.energy.nominal == pytest.approx(5 * 1000 * 8.6e-9)
+    assert found.ratio.nominal == pytest.approx(5)
+
+
+def test_static_power_is_paid_at_the_tick_and_in_real_time():
+    trace = validation.counted(ac=1000, n_steps=4)
+    found = hw_models.estimate(trace, "truenorth")
+    assert found.latency.nominal == pytest.approx(4e-3)
+    assert found.by_source["leakage"] == pytest.approx(4e-3 * 64.43058684e-3)
+    odin = hw_models.estimate(trace, "odin")
+    assert odin.latency.nominal == pytest.approx(1000 * 2 / 75e6)
+    assert odin.realtime.nominal == pytest.approx(1000 * 8.43e-12 + 4e-3 * (27.3e-6 + 75 * 1.78e-6))
+    assert hw_models.estimate(trace, "seneca").realtime is None
+
+
+def test_lanes_and_a_clock_give_a_time(tmp_path):
+    from spiking.hw_models import hardware
+
+    text = (hardware._CHIPS / "digital-45nm.toml").read_text(encoding="utf-8")
+    extra = "".join(
+        f'[[constant]]\nname = "{name}"\nvalue = {value}\nunit = "{unit}"\nsource = "horowitz2014"\nmark = "D"\n'
+        for name, value, unit in (("lanes", 4, "1"), ("clock", 100, "MHz"), ("bandwidth", 1, "GB/s"))
+    )
+    path = tmp_path / "timed.toml"
+    path.write_text(text.replace("[sources]", extra + "[sources]"), encoding="utf-8")
+    trace = validation.counted(ac=1000)
+    assert hw_models.estimate(trace, path).latency.nominal == pytest.approx(1000 / 4e8)
+    with_memory = hw_models.estimate(trace, path, accounting="with-memory")
+    assert with_memory.latency.nominal == pytest.approx(3000 * 4 / 1e9)
+
+
+def test_chips_must_be_one_or_more(traces):
+    with pytest.raises(SpikingError, match="estimate: got chips=0; expected 1 or more"):
+        hw_models.estimate(traces["mlp"], "loihi", chips=0)
+
+
+def test_unknown_accountings_are_named(traces):
+    with pytest.raises(
+        SpikingError, match="got accounting='honest'; expected one of published, operations, with-memory"
+    ):
+        hw_models.estimate(traces["mlp"], accounting="honest")
+
+
+def test_the_published_crossover_needs_a_twin_that_skips_its_zeros():
+    """Without reuse, digital-sram crosses at T·r = 1: 20 % at T = 5. 5.7 % follows if the twin skips 71 % of its work."""
+    rates = []
+    for zeros in (0.0, 0.71):
+        trace = validation.counted(ac=5 * 14_592, dense=256_000, updates=5_000, n_steps=5)
+        trace.layers.insert(0, trace.layers.pop())  # neurons first: the weights read activations
+        found = hw_models.estimate(trace, "digital-sram", precision="int8", ann_zeros=zeros)
+        rates.append(found.fair.break_even.nominal)
+    assert rates == pytest.approx([0.2, 0.057], abs=0.002)

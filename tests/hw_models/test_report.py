@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, Browser
 from golden_nets import FOLDER, build, recorded
-from spiking.hw_models.energy import figure
-from spiking.hw_models.report import document, playable, ratio_chart
+from spiking.hw_models import charts
+from spiking.hw_models.document import document
+from spiking.hw_models.player import playable
+from spiking.hw_models.units import figure
 from typer.testing import CliRunner
 
 import spiking
@@ -26,8 +28,6 @@ from spiking.errors import SpikingError
 from spiking.trace import EventTrace, Recording
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>{{ 7*7 }}'
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path; apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def written(tmp_path: Path, estimates: Any, **options: Any) -> tuple[Page, dict[
 
 def test_the_json_holds_what_the_estimates_hold(tmp_path, estimates):
     _, content, _ = written(tmp_path, estimates)
-    assert (content["schema"], content["version"]) == ("spiking-report", "1.0")
+    assert (content["schema"], content["version"]) == ("spiking-report", "1.1")
     assert content["trace"]["n_samples"] == 2
     for entry, found in zip(content["estimates"], estimates, strict=True):
         assert entry["energy_J"] == dict(zip(("low", "nominal", "high"), found.energy))
@@ -97,7 +97,8 @@ def test_the_three_accountings_stand_beside_each_other(estimates):
 
 def test_the_document_follows_its_schema(estimates):
     schema = json.loads((Path(hw_models.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
-    content = document(estimates, facts={"baseline": "93 %"})
+    placed = hw_models.estimate(estimates[0].trace, "loihi")
+    content = document([*estimates, placed], facts={"baseline": "93 %"}, labels=["a", "b", "c"])
     check(content, schema, schema["$defs"], "report")
     del content["estimates"][0]["ratio"]
     with pytest.raises(AssertionError, match=r"report\.estimates\[0\]: ratio is missing"):
@@ -155,18 +156,20 @@ def test_sources_are_cited(estimates):
 
 def test_the_page_answers_in_its_order(tmp_path, estimates):
     page, content, _ = written(tmp_path, estimates, title="My net", accuracy=0.972, facts={"linear baseline": "93.0 %"})
-    ratio = figure(content["estimates"][0]["ratio"]["nominal"])
+    ratio = figure(content["estimates"][0]["twins"][0]["ratio"]["nominal"])
     order = [
         "My net",
         "97.2 %",
         "93.0 %",
-        "Energy against the equal ANN",
+        "Energy against the fair twin",
         ratio,
         "warnings",
         "W02",
         "Energy per sample",
         "Three ways of counting",
         "Where the energy goes",
+        "Sensitivity",
+        "Break-even",
         "Activity",
         "Assumptions",
         "Constants and sources",
@@ -286,112 +289,234 @@ def test_inputs_that_are_no_pictures_play_as_a_raster(trace):
     assert [layer["name"] for layer in data["layers"]] == ["input", "lif"]
 
 
-def test_the_chart_places_one_between_the_ratios():
+def interval(nominal: float) -> dict[str, float]:
+    return {"low": nominal / 2, "nominal": nominal, "high": nominal * 2}
+
+
+def test_the_axis_places_one_between_the_ratios():
     rows = [
-        {
-            "accounting": str(r),
-            "ratio": dict.fromkeys(("low", "nominal", "high"), r),
-            "ratio_sampling": dict.fromkeys(("low", "nominal", "high"), r),
-        }
+        {"label": str(r), "text": "", "chosen": False, "value": interval(r), "bounds": interval(r), "drawn": None}
         for r in (0.1, 10.0)
     ]
-    chart = ratio_chart(rows)
-    assert chart["rows"][0]["x"] < chart["one"] < chart["rows"][1]["x"]
-    assert chart["one"] == pytest.approx(50)
+    chart = charts.log_axis(rows, 1.0)
+    assert chart["rows"][0]["x"] < chart["reference"] < chart["rows"][1]["x"]
+    assert chart["reference"] == pytest.approx(50)
     assert "1" in [tick["label"] for tick in chart["ticks"]]
+    start, width = chart["rows"][0]["bounds"]
+    assert start < chart["rows"][0]["x"] < start + width
+
+
+def test_an_axis_of_nothing_has_no_marks():
+    nothing = dict.fromkeys(("low", "nominal", "high"))
+    rows = [{"label": "", "text": "", "chosen": True, "value": nothing, "bounds": nothing}]
+    assert charts.log_axis(rows, 1.0)["rows"][0]["x"] is None
+
+
+def test_the_lines_meet_at_break_even():
+    entry = document([hw_models.estimate(recorded("mlp"), "reckon")])["estimates"][0]
+    curve, fair = entry["rate_curve"], entry["twins"][0]
+    at = curve["fixed_J"]["nominal"] + fair["break_even_rate"]["nominal"] * curve["per_rate_J"]["nominal"]
+    assert at == pytest.approx(fair["energy_J"]["nominal"])
+    now = curve["fixed_J"]["nominal"] + curve["rate"] * curve["per_rate_J"]["nominal"]
+    assert now == pytest.approx(entry["energy_J"]["nominal"])
+    plot = charts.rate_plot(entry)
+    assert plot["meet"] / plot["now"] == pytest.approx(fair["break_even_rate"]["nominal"] / curve["rate"])
+
+
+def test_the_longest_bar_of_the_tornado_is_the_first(trace):
+    entry = document([hw_models.estimate(trace, "loihi")])["estimates"][0]
+    chart = charts.tornado(entry)
+    widths = [row["width"] for row in chart["rows"]]
+    assert widths == sorted(widths, reverse=True)
+    assert all(row["x"] <= chart["nominal"] <= row["x"] + row["width"] + 1e-9 for row in chart["rows"])
+
+
+def test_every_core_is_drawn_in_its_tile(trace):
+    entry = document([hw_models.estimate(trace, "loihi")])["estimates"][0]
+    chart = charts.mesh(entry["placement"])
+    cores = [core for p in entry["placement"]["populations"] for core in p["cores"]]
+    for core, square in zip(cores, chart["squares"], strict=True):
+        x, y = core["tile"]
+        assert x < square["x"] < square["x"] + chart["size"] < x + 1
+        assert y < square["y"] < square["y"] + chart["size"] < y + 1
+    assert len({(s["x"], s["y"]) for s in chart["squares"]}) == len(cores)
 
 
 # the page in a browser
 
-PROBE = """<!doctype html><title>probe</title>
-<iframe id="f" style="width:%(width)dpx;height:900px" src="report.html"></iframe>
-<script>
-const log = [];
-addEventListener("message", () => 0);
-document.getElementById("f").onload = (e) => {
-  const w = e.target.contentWindow, d = w.document;
-  w.addEventListener("error", (x) => log.push("error " + x.message));
-  d.addEventListener("securitypolicyviolation", (x) => log.push("violation " + x.blockedURI));
-  setTimeout(() => {
-    const cells = () => [...d.querySelectorAll("#layers tbody tr td:nth-child(8)")].map((c) => Number(c.dataset.value));
-    const before = cells();
-    d.querySelectorAll("#layers thead button")[7].click();
-    const frame = d.getElementById("frame"), raster = d.getElementById("raster");
-    const lit = (c) => c ? new Set(c.getContext("2d").getImageData(0, 0, c.width, c.height).data).size : 0;
-    const result = {
-      log, before, after: cells(), ratio: d.getElementById("ratio").innerText.trim(), title: d.title,
-      frame: lit(frame), raster: lit(raster), playing: d.getElementById("play").textContent,
-      step: d.getElementById("clock").textContent, bars: d.querySelectorAll("#scores div").length,
-      overflow: d.documentElement.scrollWidth - d.documentElement.clientWidth,
-      resources: w.performance.getEntriesByType("resource").map((r) => r.name),
-    };
-    document.title = JSON.stringify(result);
-    document.body.innerHTML = "<pre id='out'></pre>";
-    document.getElementById("out").textContent = JSON.stringify(result);
-  }, 700);
-};
-</script>"""
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path; apt-get install chromium")
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
 
 
-def open_in_browser(folder: Path, width: int = 1000) -> dict[str, Any]:
-    """Load report.html inside a probe page in a real browser and bring back what it did."""
-    (folder / "probe.html").write_text(PROBE % {"width": width}, encoding="utf-8")
-    command = [
-        str(CHROMIUM),
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--mute-audio",
-        "--disable-extensions",
-        "--allow-file-access-from-files",
-        "--virtual-time-budget=4000",
-        "--enable-logging=stderr",
-        f"--user-data-dir={folder / 'profile'}",
-        "--dump-dom",
-        (folder / "probe.html").as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    found = re.search(r"<pre id=\"out\">(.*?)</pre>", done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    result: dict[str, Any] = json.loads(html.unescape(found[1]))
-    result["console"] = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return result
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, trace):
+    """A report of three pieces of hardware, one of them a mesh."""
+    folder = tmp_path_factory.mktemp("page")
+    estimates = [hw_models.estimate(trace, chip) for chip in ("digital-sram", "loihi", "rram-crossbar")]
+    return folder / "report.html", hw_models.report(estimates, folder / "report.html", title="plain")
 
 
-@browser
-def test_the_page_runs_in_a_browser_without_network_or_errors(tmp_path, estimates):
-    _, content, _ = written(tmp_path, estimates)
-    seen = open_in_browser(tmp_path)
-    assert seen["log"] == []
-    assert seen["console"] == []
-    assert [r for r in seen["resources"] if not r.startswith("data:")] == []
-    assert seen["ratio"].startswith(figure(content["estimates"][0]["ratio"]["nominal"]))
-    assert seen["frame"] > 1
-    assert seen["raster"] > 1
-    assert (seen["playing"], seen["bars"]) == ("Pause", 5)
-    assert seen["before"] != seen["after"] == sorted(seen["before"], reverse=True)
+COLUMN = "[...document.querySelectorAll('#layers tbody tr td:nth-child(8)')].map(c => Number(c.dataset.value))"
 
 
-@browser
-def test_the_page_fits_a_phone(tmp_path, estimates):
-    written(tmp_path, estimates)
-    assert open_in_browser(tmp_path, width=360)["overflow"] <= 0
+def test_the_page_runs_in_a_browser_without_network_or_errors(browser, page):
+    path, content = page
+    tab = browser.open(path)
+    first = content["estimates"][0]
+    fair = next(t for t in first["twins"] if t["name"] == first["fair"])
+    assert tab.js("document.getElementById('ratio').innerText").startswith(figure(fair["ratio"]["nominal"]))
+    assert figure(fair["ratio"]["low"]) in tab.js("document.getElementById('interval').innerText")
+    colours = "new Set(document.getElementById('%s').getContext('2d').getImageData(0, 0, 200, 100).data).size"
+    assert tab.js(colours % "frame") > 1
+    assert tab.js(colours % "raster") > 1
+    assert tab.js("document.getElementById('play').textContent") == "Pause"
+    before = tab.js("document.getElementById('clock').textContent")
+    assert tab.js(
+        "new Promise(done => setInterval(() => { const t = document.getElementById('clock').textContent;"
+        f"t === {json.dumps(before)} || done(t) }}, 20))"
+    )
+    assert tab.js("document.querySelectorAll('#scores div').length") == 5
+    assert (tab.problems, tab.requests) == ([], [])
 
 
-@browser
-def test_hostile_names_do_nothing_in_a_browser(tmp_path, trace):
+def test_every_figure_is_on_the_page(browser, page):
+    tab = browser.open(page[0])
+    sizes = "[...document.querySelectorAll('%s')].map(e => e.getBoundingClientRect()).map(r => r.width * r.height)"
+    for selector, least in ((".axis", 2), (".bars", 1), (".tornado", 1), (".plot svg", 2), (".spark", 2)):
+        areas = tab.js(sizes % f"section > {selector}, section .ratio > {selector}, section td {selector}, .plot > svg")
+        assert sum(area > 100 for area in areas) >= least, selector
+    cores = sum(len(p["cores"]) for p in page[1]["estimates"][1]["placement"]["populations"])
+    assert tab.js("document.querySelectorAll('.mesh rect').length") == cores
+    assert tab.js("document.querySelectorAll('details.chip').length") == 2
+
+
+def test_a_click_sorts_the_table_and_another_turns_it_round(browser, page):
+    tab = browser.open(page[0])
+    before = tab.js(COLUMN)
+    tab.js("document.querySelectorAll('#layers thead button')[7].click()")
+    assert before != tab.js(COLUMN) == sorted(before, reverse=True)
+    tab.js("document.querySelectorAll('#layers thead button')[7].click()")
+    assert tab.js(COLUMN) == sorted(before)
+
+
+@pytest.mark.parametrize("key", ["Enter", " "])
+def test_keys_sort_the_table(browser, page, key):
+    tab = browser.open(page[0])
+    before = tab.js(COLUMN)
+    tab.js("document.querySelectorAll('#layers thead button')[6].focus()")
+    tab.press("Tab")
+    tab.press(key)
+    assert tab.js("document.activeElement.closest('th').getAttribute('aria-sort')") == "descending"
+    assert tab.js(COLUMN) == sorted(before, reverse=True)
+
+
+def test_keys_play_and_wind_the_recording(browser, page):
+    tab = browser.open(page[0])
+    tab.js("document.getElementById('play').focus()")
+    tab.press(" ")
+    assert tab.js("document.getElementById('play').textContent") == "Play"
+    tab.js("document.getElementById('step').value = 0")
+    tab.js("document.getElementById('step').focus()")
+    tab.press("ArrowRight")
+    assert tab.js("document.getElementById('clock').textContent") == "step 2 of 4"
+
+
+def test_bars_say_what_they_are_under_mouse_and_keyboard(browser, page):
+    path, content = page
+    tab = browser.open(path)
+    tab.move("#layers-title ~ .bars i")
+    shown = tab.js("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
+    first = next(r for r in content["estimates"][0]["layers"] if r["energy_J"]["nominal"])
+    assert shown.startswith(first["name"])
+    tab.press("Escape")
+    assert tab.js("document.getElementById('tip').hidden")
+    tab.js("document.querySelector('.bars [tabindex]').focus()")
+    assert tab.js("document.getElementById('tip').textContent").startswith(f"{first['name']}: ")
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_the_page_fits_a_phone(browser, page, width):
+    tab = browser.open(page[0], width=width, height=800)
+    tab.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert tab.js("document.documentElement.scrollWidth") <= width
+    small = "[...document.querySelectorAll('body *')].filter(e => e.textContent.trim() && e.offsetHeight)"
+    assert tab.js(f"Math.min(...{small}.map(e => parseFloat(getComputedStyle(e).fontSize)))") >= 11
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_both_schemes_are_legible(browser, page, dark):
+    tab = browser.open(page[0], dark=dark)
+
+    def luminance(colour: tuple[int, ...]) -> float:
+        parts = [v / 255 / 12.92 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in colour]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    paper = luminance(tab.colour("body", "backgroundColor"))
+    assert (paper < 0.05) == dark
+    for selector in ("h1", "td", ".muted", ".facts", "thead th", ".warnings span", ".tick"):
+        ink = luminance(tab.colour(selector, "color"))
+        contrast = (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05)
+        assert contrast >= 4.5, selector
+
+
+def test_the_page_prints(browser, page):
+    tab = browser.open(page[0], dark=True)
+    data = tab.pdf()
+    assert data.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", data)) >= 3
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    assert tab.colour("body", "backgroundColor") == (252, 252, 250)
+    assert tab.js("document.querySelector('.paper-only').offsetHeight") > 100
+    assert tab.js("document.getElementById('player').offsetHeight") == 0
+
+
+def test_hostile_names_do_nothing_in_a_browser(browser, tmp_path, trace):
     bad = EventTrace.merge([trace])
     for row in bad.layers:
         row.name = row.name + HOSTILE
     bad.recordings = [
         Recording(trace.recordings[0].input, {HOSTILE: np.eye(4)}, np.eye(4), HOSTILE, (HOSTILE,) * 4, HOSTILE)
     ]
-    written(tmp_path, hw_models.estimate(bad), title="plain")
-    seen = open_in_browser(tmp_path)
-    assert seen["title"] == "plain"
-    assert seen["log"] == []
-    assert seen["console"] == []
+    bad.data_id = HOSTILE
+    estimates = [hw_models.estimate(bad, chip) for chip in ("digital-45nm", "loihi")]
+    written(tmp_path, estimates, title="plain", labels=[HOSTILE, HOSTILE], facts={HOSTILE: HOSTILE})
+    tab = browser.open(tmp_path / "report.html")
+    tab.js("document.querySelector('.bars [tabindex]').focus()")
+    assert tab.js("document.title") == "plain"
+    assert "<img src=x" in tab.js("document.getElementById('tip').textContent")
+    assert tab.js("document.querySelectorAll('script').length") == 2
+    assert tab.js("document.querySelectorAll('img[src=x]').length") == 0
+    assert (tab.problems, tab.requests) == ([], [])
+
+
+# figures for papers
+
+
+def test_figures_are_drawn_and_saved_twice(tmp_path, trace):
+    bad = EventTrace.merge([trace])
+    bad.layers[0].name = "$\\frac$ <b>"
+    estimates = hw_models.compare(bad, ["loihi", "digital-sram"])
+    names = {"hardware", "ratios", "layers", "tornado", "break_even", "rates", "placement"}
+    assert set(hw_models.figures(estimates)) == names
+    paths = hw_models.save_figures(estimates, tmp_path / "figures")
+    assert {p.name for p in paths} == {f"{n}.{suffix}" for n in names for suffix in ("png", "svg")}
+    for path in paths:
+        head = path.read_bytes()[:5]
+        assert head == (b"<?xml" if path.suffix == ".svg" else b"\x89PNG\r"), path
+
+
+def test_figures_that_cannot_be_written_are_refused(tmp_path, estimates):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SpikingError, match="taken: the figures cannot be written: File exists"):
+        hw_models.save_figures(estimates, tmp_path / "taken")
+    with pytest.raises(SpikingError, match="figures: got no estimates"):
+        hw_models.figures([])
 
 
 # the terminal
@@ -444,9 +569,68 @@ def test_the_command_compares_two_files(file, tmp_path):
     assert [e["file"] for e in content["estimates"]] == [file, other]
 
 
+def test_the_command_takes_a_run_s_folder_for_its_trace(file, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(
+        SpikingError, match=r"run: got a folder without trace\.h5; expected a trace, or the folder of a run"
+    ):
+        run(str(tmp_path / "run"))
+    (tmp_path / "run" / "trace.h5").write_bytes(Path(file).read_bytes())
+    content = json.loads(run(str(tmp_path / "run"), "--json"))
+    assert content["estimates"][0]["file"] == str(tmp_path / "run" / "trace.h5")
+
+
 def test_the_command_lists_chips():
-    assert run("--list").startswith("digital-45nm")
-    assert json.loads(run("--list", "--json"))[0]["name"] == "digital-45nm"
+    names = hw_models.available()
+    assert [line.split()[0] for line in run("--list").splitlines()] == names
+    assert [row["name"] for row in json.loads(run("--list", "--json"))] == names
+
+
+def test_the_command_prices_one_file_on_every_chip(file):
+    text = run(file, "--hardware", "all")
+    assert "Energy per sample" in text
+    for name in hw_models.available():
+        assert name in text
+    assert text.count("W15  the accuracy at this precision is not stated") == 1
+    content = json.loads(run(file, "--hardware", "loihi", "--hardware", "rram-crossbar", "--json"))
+    assert [e["hardware"] for e in content["estimates"]] == ["loihi", "rram-crossbar"]
+    assert content["estimates"][0]["twins"][0]["name"] == "q3"
+    assert content["estimates"][0]["latency_bounds_s"]["low"] < content["estimates"][0]["latency_s"]
+    assert "boyle2025sanafe" in content["bibtex"]
+
+
+def test_the_command_shows_the_three_accountings(file):
+    text = run(file)
+    for name in ("published", "operations", "with-memory"):
+        assert name in text
+    assert "break-even" in text
+
+
+def test_a_chip_that_cannot_hold_the_network_is_left_out_with_its_reason(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4000, 3000), spiking.LIF(threshold=0.2))
+    with record(model) as large, torch.no_grad():
+        model(torch.ones(1, 1, 4000))
+    path = str(tmp_path / "large.h5")
+    large.save(path)
+    text = run(path, "--hardware", "loihi", "--hardware", "seneca")
+    assert "loihi is left out: place: the network needs" in text
+    assert list(json.loads(run(path, "--hardware", "loihi", "--hardware", "seneca", "--json"))["refused"]) == ["loihi"]
+    with pytest.raises(SpikingError, match="place: the network needs"):
+        run(path, "--hardware", "loihi")
+    assert "loihi" in run(path, "--hardware", "loihi", "--chips", "2")
+
+
+def test_the_command_recomputes_the_validation_table(monkeypatch):
+    text = run("--verify")
+    assert " 0 outside of their tolerance" in text
+    assert "spikingformer-8-768: mJ" in text
+    rows = json.loads(run("--verify", "--json"))
+    assert all(row["passed"] for row in rows)
+    from spiking.hw_models import validation
+
+    monkeypatch.setattr(hw_models, "verify", lambda: [validation.Check("broken", 1.0, 2.0, 0.1, "")])
+    with pytest.raises(SpikingError, match="--verify: 1 figures lie outside of their tolerance: broken"):
+        run("--verify")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from spiking.datasets import NMNIST, Events, RaggedEvents
 from torch.testing import assert_close
 
+from spiking import LIF
 from spiking.errors import SpikingError
 from spiking.models import NMNISTConfig, NMNISTNet
 from spiking.models.nmnist import EventBatches, FrameConfig, Recipe, build, hold_out, objective, proportion
@@ -90,7 +91,7 @@ def test_integration_is_a_weighted_sum_of_the_past():
     weights = torch.tensor(
         [[0.9 ** (t - s) if s <= t else 0.0 for s in range(6)] for t in range(6)], dtype=torch.float64
     )
-    assert_close(integrate(x, 0.9), torch.einsum("ts,sbc->tbc", weights, x))
+    assert_close(integrate(x, 0.9, LIF().stored), torch.einsum("ts,sbc->tbc", weights, x))
 
 
 def test_gradients_reach_every_parameter(net):

@@ -10,7 +10,7 @@
 
 #include "neuron_api.h"
 
-namespace spiking_base { extern const KernelTable table; }
+namespace spiking_base { extern const KernelTable neuron_table; }
 
 namespace {
 
@@ -61,7 +61,7 @@ void one() {
     p.state0 = draw(0, 1) ? state0.data() : nullptr;
     p.params = draw(0, 1) ? params.data() : nullptr;
     if (!p.params) p.C = p.inner = 1;
-    spiking_base::table.forward(p);
+    spiking_base::neuron_table.forward(p);
     p.grad_s = draw(0, 3) ? grad_s.data() : nullptr;
     p.grad_s_is_scalar = draw(0, 3) == 0 && all > 0;
     p.grad_state1 = draw(0, 1) ? grad1.data() : nullptr;
@@ -69,7 +69,7 @@ void one() {
     p.grad_params = p.params && draw(0, 1) ? grad_params.data() : nullptr;
     // Where neither the replay nor the decayed input's gradient reads x, the caller hands over none.
     if (p.save != 3 && !(p.decay_input && p.params)) p.x = nullptr;
-    spiking_base::table.backward(p);
+    spiking_base::neuron_table.backward(p);
 }
 
 }  // namespace

@@ -108,9 +108,12 @@ class Recipe:
 
     `validation` is the share of the training recordings on which the epoch is chosen; 0 takes the last epoch. With
     `folds` above 0 all recordings are cross-validated over so many folds instead, and the last epoch is taken.
+    `drop_tail`, `sort_events`: repair recordings that end inside an event or run backwards instead of refusing them.
     """
 
     data: str = ""
+    drop_tail: bool = False
+    sort_events: bool = False
     folds: int = 0
     validation: float = 0.1
     label_smoothing: float = 0.1

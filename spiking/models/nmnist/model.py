@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 
 from spiking import layer
+from spiking.engine import Readout
 from spiking.hub import MODEL_CARD, HubModel
 from spiking.models.nmnist.config import NMNISTConfig
 from spiking.neuron import LIF
@@ -68,7 +69,7 @@ class NMNISTNet(
         spikes, output_state = self.output(current, state=output_state, return_state=True)
         found: list[Any] = [spikes]
         if return_membrane:
-            found.append(integrate(current, self.config.output_beta))
+            found.append(integrate(current, self.config.output_beta, self.output.stored))
         if return_state:
             found.append((body_state, output_state))
         return tuple(found) if len(found) > 1 else spikes
@@ -79,6 +80,10 @@ class NMNISTNet(
         spikes, output_state = self.output.step(current, output_state)
         return spikes, (body_state, output_state)
 
+    def event_chain(self) -> tuple[list[nn.Module], Readout]:
+        """The layers in order and what decides, for `spiking.compile_events`."""
+        return [self.body, self.output], Readout(self.config.readout, self.config.output_beta)
+
     def scores(self, x: Tensor) -> Tensor:
         """What decides, [B, 10]: the mean output membrane, or the output firing rate, as config.readout says."""
         if self.config.readout == "rate":
@@ -87,12 +92,12 @@ class NMNISTNet(
         return membrane.float().mean(0)
 
 
-def integrate(current: Tensor, beta: float) -> Tensor:
-    """The membrane of a leaky integrator that never fires: v[t] = beta·v[t-1] + current[t]; [T, B, *] -> [T, B, *]."""
+def integrate(current: Tensor, beta: float, stored: Callable[[Tensor], Tensor]) -> Tensor:
+    """The membrane of a leaky integrator that never fires: v[t] = stored(beta·v[t-1] + current[t]); [T, B, *] -> [T, B, *]."""
     v = torch.zeros_like(current[0])
     steps = []
     for x in current:
-        v = beta * v + x
+        v = stored(beta * v + x)
         steps.append(v)
     return torch.stack(steps)
 

@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -6,25 +5,6 @@
     const n = parseInt(css(name).slice(1), 16);
     return [(n >> 16) & 255, (n >> 8) & 255, n & 255];
   };
-
-  for (const table of document.querySelectorAll("table.sortable")) {
-    table.querySelectorAll("thead button").forEach((button) => {
-      const cell = button.closest("th");
-      button.addEventListener("click", () => {
-        const down = cell.getAttribute("aria-sort") !== "descending";
-        table.querySelectorAll("th").forEach((th) => th.removeAttribute("aria-sort"));
-        cell.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const key = (row) => row.cells[cell.cellIndex].dataset.value ?? row.cells[cell.cellIndex].textContent;
-        const body = table.tBodies[0];
-        [...body.rows]
-          .sort((a, b) => {
-            const [x, y] = down ? [key(b), key(a)] : [key(a), key(b)];
-            return isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-          })
-          .forEach((row) => body.append(row));
-      });
-    });
-  }
 
   const source = document.getElementById("recording");
   if (!source) return;

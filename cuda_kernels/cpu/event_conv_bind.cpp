@@ -1,0 +1,120 @@
+// Python bindings of the event-driven convolution: pointers, sizes and numbers only. The order of `shape` is that of ConvShape.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "event_conv_api.h"
+#include "levels.h"
+
+namespace nb = nanobind;
+
+SPIKING_TABLE(ConvTable, conv_table)
+
+namespace {
+
+using Shape = std::vector<long long>;
+using Addresses = std::vector<uintptr_t>;
+
+ConvShape shape_of(const Shape& v) {
+    if (v.size() != 14) throw std::invalid_argument("convolution: 14 sizes expected");
+    return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]};
+}
+
+// flags: x_last, y_last, ones, dtype, window, threads, teams.
+ConvCall call_of(const Shape& shape, const std::vector<int>& flags) {
+    if (flags.size() != 7) throw std::invalid_argument("convolution: 7 flags expected");
+    ConvCall p{};
+    p.s = shape_of(shape);
+    p.x_last = flags[0], p.y_last = flags[1], p.ones = flags[2], p.dtype = flags[3];
+    p.window = flags[4], p.threads = flags[5], p.teams = flags[6];
+    return p;
+}
+
+// spikes: x, masks, scratch.
+void spikes_of(ConvCall& p, const Addresses& a) {
+    if (a.size() != 3) throw std::invalid_argument("convolution: 3 addresses of spikes expected");
+    p.x = pointer<const void>(a[0]), p.masks = pointer<unsigned int>(a[1]), p.scratch = pointer<void>(a[2]);
+}
+
+std::pair<long long, long long> conv_items(const Shape& shape) {
+    const ConvShape s = shape_of(shape);
+    return {conv_table().block_items(s), conv_table().back_items(s)};
+}
+
+// Bytes for each thread; in the backward more is needed, and more still for grad_x.
+long long conv_scratch(const Shape& shape, const std::vector<int>& flags, bool backward, bool grad_x) {
+    ConvCall p = call_of(shape, flags);
+    static const char some = 0;
+    if (backward) p.grad_y = &some;
+    if (grad_x) p.back_weights = &some;
+    return conv_table().scratch_bytes(p);
+}
+
+bool conv_pack(const Shape& shape, uintptr_t weight, int dtype, uintptr_t blocks, uintptr_t back) {
+    ConvWeights p{};
+    p.s = shape_of(shape), p.weight = pointer<const void>(weight), p.dtype = dtype;
+    p.blocks = pointer<void>(blocks), p.back = pointer<void>(back);
+    const ConvTable& table = conv_table();
+    nb::gil_scoped_release release;
+    return table.pack(p);
+}
+
+void conv_unpack(const Shape& shape, uintptr_t grad_blocks, int teams, uintptr_t grad_weight, int dtype) {
+    ConvWeights p{};
+    p.s = shape_of(shape), p.grad_blocks = pointer<const void>(grad_blocks), p.teams = teams;
+    p.grad_weight = pointer<void>(grad_weight), p.dtype = dtype;
+    const ConvTable& table = conv_table();
+    nb::gil_scoped_release release;
+    table.unpack(p);
+}
+
+long long conv_count(const Shape& shape, const std::vector<int>& flags, const Addresses& spikes, long long limit) {
+    ConvCall p = call_of(shape, flags);
+    spikes_of(p, spikes);
+    p.limit = limit;
+    const ConvTable& table = conv_table();
+    nb::gil_scoped_release release;
+    return table.count(p);
+}
+
+// outputs: y, or pooled and moments.
+void conv_forward(const Shape& shape, const std::vector<int>& flags, const Addresses& spikes, uintptr_t weights, uintptr_t bias, uintptr_t y,
+                  uintptr_t pooled, uintptr_t moments) {
+    ConvCall p = call_of(shape, flags);
+    spikes_of(p, spikes);
+    p.weights = pointer<const void>(weights), p.bias = pointer<const void>(bias), p.y = pointer<void>(y);
+    p.pooled = pointer<void>(pooled), p.moments = pointer<double>(moments);
+    const ConvTable& table = conv_table();
+    nb::gil_scoped_release release;
+    table.forward(p);
+}
+
+// weights: blocks, bias, back weights. grads: of y, of pooled, of moments. outputs: grad_weights, grad_bias, grad_x.
+void conv_backward(const Shape& shape, const std::vector<int>& flags, const Addresses& spikes, const Addresses& weights,
+                   const Addresses& grads, const Addresses& outputs) {
+    if (weights.size() != 3 || grads.size() != 3 || outputs.size() != 3) throw std::invalid_argument("convolution: three addresses each expected");
+    ConvCall p = call_of(shape, flags);
+    spikes_of(p, spikes);
+    p.weights = pointer<const void>(weights[0]), p.bias = pointer<const void>(weights[1]), p.back_weights = pointer<const void>(weights[2]);
+    p.grad_y = pointer<const void>(grads[0]), p.grad_pooled = pointer<const void>(grads[1]), p.grad_moments = pointer<const double>(grads[2]);
+    p.grad_weights = pointer<void>(outputs[0]), p.grad_bias = pointer<void>(outputs[1]), p.grad_x = pointer<void>(outputs[2]);
+    const ConvTable& table = conv_table();
+    nb::gil_scoped_release release;
+    table.backward(p);
+}
+
+}  // namespace
+
+void bind_event_conv(nb::module_& m) {
+    m.def("conv_items", &conv_items);
+    m.def("conv_scratch", &conv_scratch);
+    m.def("conv_pack", &conv_pack);
+    m.def("conv_unpack", &conv_unpack);
+    m.def("conv_count", &conv_count);
+    m.def("conv_forward", &conv_forward);
+    m.def("conv_backward", &conv_backward);
+}

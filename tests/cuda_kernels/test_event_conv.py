@@ -1,0 +1,160 @@
+"""Event-driven convolution against torch's own, at every instruction set of this machine."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spiking.cuda_kernels import backend
+from torch import nn
+from torch.nn import functional as tf
+
+import spiking
+from spiking import functional as F
+from spiking.errors import SpikingError
+
+module = backend.compiled()
+pytestmark = pytest.mark.skipif(module is None, reason="the compiled module was not built")
+
+SHAPES = {
+    "tutorial": ((3, 2, 2, 34, 34), (12, 2, 5, 5), {}),
+    "padded": ((2, 2, 16, 9, 7), (24, 16, 3, 3), {"padding": 1}),
+    "strided": ((1, 3, 8, 11, 10), (20, 8, 3, 3), {"stride": 2, "padding": (1, 0)}),
+    "grouped": ((2, 1, 12, 8, 8), (18, 4, 3, 3), {"groups": 3, "padding": 1}),
+    "pointwise": ((2, 2, 70, 5, 5), (33, 70, 1, 1), {}),
+    "uneven": ((1, 2, 5, 6, 9), (3, 5, 2, 4), {"stride": (1, 2), "padding": (0, 2)}),
+}
+
+
+def _case(name, dtype=torch.float64, density=0.2, graded=False):
+    g = torch.Generator().manual_seed(3)
+    size, kernel, call = SHAPES[name]
+    x = (torch.rand(size, generator=g) < density).to(dtype)
+    if graded:
+        x *= torch.randint(1, 5, size, generator=g).to(dtype) / 4
+    return x, torch.randn(kernel, generator=g, dtype=dtype), torch.randn(kernel[0], generator=g, dtype=dtype), call
+
+
+def _dense(x, weight, bias, call):
+    return tf.conv2d(x.flatten(0, 1), weight, bias, **call).unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize("graded", [False, True], ids=["spikes", "graded"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_result_and_gradients_are_those_of_torch(level, name, graded):
+    x, weight, bias, call = _case(name, graded=graded)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    y = F.event_conv2d(*leaves, **call)
+    wanted = _dense(*leaves, call)
+    torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
+    for found, right in zip(
+        torch.autograd.grad(y, leaves, grad), torch.autograd.grad(wanted, leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_narrow_dtypes_sum_in_float32(level, dtype, tolerance):
+    x, weight, bias, call = _case("padded")
+    y = F.event_conv2d(x.to(dtype), weight.to(dtype), bias.to(dtype), **call)
+    assert y.dtype == dtype
+    exact = _dense(x, weight.to(dtype).double(), bias.to(dtype).double(), call)
+    torch.testing.assert_close(y.double(), exact, rtol=tolerance, atol=tolerance * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["tutorial", "grouped"])
+def test_silent_and_full_inputs(name, density):
+    x, weight, bias, call = _case(name, density=density)
+    torch.testing.assert_close(
+        F.event_conv2d(x, weight, bias, **call), _dense(x, weight, bias, call), rtol=1e-12, atol=1e-12
+    )
+
+
+@given(
+    name=st.sampled_from(sorted(SHAPES)),
+    density=st.floats(0, 1),
+    layout=st.sampled_from(["contiguous", "channels last", "expanded", "strided", "bool", "int"]),
+)
+@settings(deadline=None, max_examples=40)
+def test_any_memory_order_and_dtype_of_the_input(name, density, layout):
+    x, weight, _, call = _case(name, torch.float32, density)
+    given_x = {
+        "contiguous": x,
+        "channels last": x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2]),
+        "expanded": x[:1].expand(3, *x.shape[1:]),
+        "strided": x.repeat_interleave(2, -1)[..., ::2],
+        "bool": x.bool(),
+        "int": x.int(),
+    }[layout]
+    wanted = _dense(given_x.float(), weight, None, call)
+    found = F.event_conv2d(given_x, weight, **call)
+    assert found.dtype == weight.dtype
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * (float(wanted.abs().max()) + 1))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_passes_through_as_in_torch(bad):
+    x, weight, bias, call = _case("padded")
+    x[0, 0, 3, 2, 2] = bad
+    torch.testing.assert_close(F.event_conv2d(x, weight, bias, **call), _dense(x, weight, bias, call), equal_nan=True)
+    x[0, 0, 3, 2, 2] = 1
+    weight[0, 0, 0, 0] = bad
+    torch.testing.assert_close(F.event_conv2d(x, weight, bias, **call), _dense(x, weight, bias, call), equal_nan=True)
+
+
+def test_threads_levels_and_batch_change_no_bit():
+    x, weight, bias, call = _case("tutorial", torch.float32)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for name in module.levels():
+            module.set_level(name)
+            results.append(F.event_conv2d(x, weight, bias, **call))
+    module.set_level(module.levels()[0])
+    torch.set_num_threads(before)
+    results.append(torch.cat([F.event_conv2d(x[:, b : b + 1], weight, bias, **call) for b in range(x.shape[1])], 1))
+    assert all(torch.equal(y, results[0]) for y in results[1:])
+
+
+def test_a_changed_weight_is_seen():
+    x, weight, _, call = _case("padded", torch.float32)
+    layer = nn.Parameter(weight.clone())
+    optimiser = torch.optim.SGD([layer], lr=0.5)
+    for _ in range(3):
+        F.event_conv2d(x, layer, **call).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        torch.testing.assert_close(F.event_conv2d(x, layer, **call), _dense(x, layer, None, call), rtol=1e-4, atol=1e-3)
+    with torch.no_grad():
+        layer.mul_(-1)
+    torch.testing.assert_close(F.event_conv2d(x, layer, **call), _dense(x, layer, None, call), rtol=1e-4, atol=1e-3)
+
+
+def test_gradcheck_and_compile():
+    x = (torch.rand(1, 2, 2, 5, 5, dtype=torch.float64) < 0.4).double()
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: F.event_conv2d(x, w, padding=1), (weight,))
+    layer = spiking.Conv2d(2, 3, 3).double()
+    assert torch.allclose(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.parametrize("mode", ["auto", "always", "never"])
+def test_the_layer_gives_the_same_whoever_chooses(mode):
+    x, weight, bias, call = _case("padded")
+    layer = spiking.Conv2d(16, 24, 3, padding=1).double()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    with spiking.event_driven(mode):
+        torch.testing.assert_close(layer(x), _dense(x, weight, bias, call), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(layer(x[0]), _dense(x, weight, bias, call)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(
+        SpikingError, match=r"event_conv2d: got input of shape \[1, 1, 3, 3\]; expected \[T, B, 2, H, W\]"
+    ):
+        F.event_conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 2, 2, 2))
+    with pytest.raises(SpikingError, match=r"images of \[1, 3\] with padding \[0, 0\]; expected at least \[2, 2\]"):
+        F.event_conv2d(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 2, 2))
