@@ -51,7 +51,7 @@ def sweeps(cell: Cell, quick: bool) -> Iterator[tuple[str, float, Cell, ArrayCon
 
 def network(data: str | None, quick: bool) -> tuple[nn.Module, list[tuple[Tensor, Tensor]], Tensor, str]:
     """The network, test batches, frames to calibrate by, and what the recordings are."""
-    recordings = open_recordings(data or "")
+    recordings = open_recordings(Recipe(data=data or ""))
     train, test = (EventBatches(events, config=FrameConfig()) for events in recordings[:2])
     if data is None:
         torch.manual_seed(0)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from os import PathLike
 
+import numpy as np
 import torch
 from spiking.hw_models import draws
 from spiking.hw_models.cellfile import load_cell
@@ -92,6 +93,18 @@ class Crossbar(nn.Module):
         pairs, sides = self.devices.shape[:2]
         return math.ceil(m / self.rows) * math.ceil(n / self.columns) * pairs * sides
 
+    @property
+    def row_siemens(self) -> np.ndarray:
+        """ΣG over all devices that an input drives, now: float64 [inputs]; V²·t·ΣG is what driving it for t dissipates in them."""
+        return self._row_siemens.cpu().numpy()
+
+    @property
+    def cell_facts(self) -> dict[str, object]:
+        """What a trace says of the devices: JSON."""
+        v = self.cell.constants.get("v_read")
+        volts = [self.cell.v_read] * 3 if v is None else [v.low, v.value, v.high]
+        return {"name": self.cell.name, "v_read": volts, "t": self.t, "kelvin": self.kelvin}
+
     def extra_repr(self) -> str:
         n, m = self.shape
         return f"{m}×{n}, {self.cell.name}, {self.config}, seed={self.seed}, t={self.t:g}, kelvin={self.kelvin:g}"
@@ -103,6 +116,7 @@ class Crossbar(nn.Module):
         """
         mean, std = self.devices.read_moments(t, kelvin)  # [pairs, sides, m, n]
         self.t, self.kelvin, self.compensation = t, kelvin, None
+        self._row_siemens = mean.sum((0, 1, 3))
         effective = self._through_wires(mean)
         ratio = torch.where(mean > 0, effective / mean, 0.0)
         self._ratio = ratio if any(self.config.wires) else None

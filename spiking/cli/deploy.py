@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,7 +143,7 @@ def _model(run: str) -> tuple[NMNISTNet, Recipe]:
 def _open(recipe: Recipe, data: Path | None) -> Any:
     from spiking.models.nmnist.run import open_recordings
 
-    return open_recordings(recipe.data if data is None else str(data))
+    return open_recordings(recipe if data is None else replace(recipe, data=str(data)))
 
 
 def _batches(

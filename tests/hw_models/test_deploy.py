@@ -18,6 +18,7 @@ from spiking.hw_models import (
     age,
     array_layers,
     calibrate,
+    crossbar,
     deploy,
     layer_errors,
     load_cell,
@@ -32,7 +33,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import spiking
-from spiking import LIF, Conv2d, Flatten, Linear, Recurrent, Sequential, SpikingError
+from spiking import LIF, Conv2d, Flatten, Linear, Recurrent, Sequential, SpikingError, hw_models
 from spiking.progress import Display
 from spiking.training import TensorBatches, TrainConfig, Trainer
 
@@ -147,6 +148,64 @@ def test_traces_of_a_chip_count_its_layers(net, x):
         net(x)
     assert [row.kind for row in trace.layers] == [row.kind for row in plain.layers]
     assert [row.counts["syn"].sum() for row in trace.layers] == [row.counts["syn"].sum() for row in plain.layers]
+
+
+@pytest.mark.parametrize("t", [0.0, MONTH])
+def test_a_chips_trace_is_priced_by_its_own_devices(net, x, t, tmp_path):
+    chip = age(deploy(net, "pcm", seed=2), t)
+    with torch.no_grad(), spiking.record(chip) as trace:
+        chip(x)
+    trace.save(tmp_path / "trace.h5")
+    trace = spiking.EventTrace.load(tmp_path / "trace.h5")
+    found = hw_models.estimate(trace, "rram-crossbar", accounting="published")
+    volts, seconds = load_cell("pcm").v_read, hw_models.load("rram-crossbar")["read_time"].value
+    with torch.no_grad(), spiking.record(net, events=True) as plain:
+        net(x)
+    layers = dict(array_layers(chip))
+    for row in trace.layers:
+        if row.is_weight_layer:
+            devices = layers[row.name].array.devices
+            siemens = devices.read_moments(t)[0].sum((0, 1, 3)).numpy()
+            assert_close(row.row_siemens, siemens, rtol=1e-12, atol=0)
+            assert row.config["cell"] == {"name": "pcm", "v_read": [0.05, 0.2, 0.3], "t": t, "kelvin": 300.0}
+            joules = volts**2 * seconds * float(crossbar.row_counts(row) @ siemens)
+            terms = [term for term in found.terms if term.layer == row.name]
+            assert [term.group for term in terms] == ["cells"]
+            assert sum(term.amount * term.price.nominal for term in terms) == pytest.approx(
+                joules / x.shape[1], rel=1e-9
+            )
+    assert not any(row.row_siemens.size for row in plain.layers)
+
+
+def test_devices_that_drifted_away_are_read_for_less(net, x):
+    def joules(t: float) -> float:
+        chip = age(deploy(net, "pcm", seed=2), t)
+        with torch.no_grad(), spiking.record(chip) as trace:
+            chip(x[:1])
+        (first, *_) = trace.layers
+        found = hw_models.estimate(trace, "rram-crossbar", accounting="published")
+        return sum(term.amount * term.price.nominal for term in found.terms if term.layer == first.name)
+
+    assert joules(MONTH) < 0.8 * joules(0.0)
+
+
+def test_a_file_with_conductances_of_other_rows_is_refused(net, x, tmp_path):
+    chip = deploy(net, "pcm")
+    with torch.no_grad(), spiking.record(chip) as trace:
+        chip(x)
+    trace.layers[0].row_siemens = trace.layers[0].row_siemens[:-1]
+    trace.save(tmp_path / "trace.h5")
+    with pytest.raises(SpikingError, match=r"got row_siemens of 17 rows of a weight \[4, 2, 3, 3\]"):
+        spiking.EventTrace.load(tmp_path / "trace.h5")
+
+
+def test_rows_behind_a_reflected_edge_cannot_be_priced():
+    layer = Sequential(Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), LIF())
+    chip = deploy(layer, "pcm")
+    with torch.no_grad(), spiking.record(chip) as trace:
+        chip(torch.ones(2, 1, 1, 4, 4))
+    with pytest.raises(SpikingError, match="layer 0 was on memory cells, and a padding other than zeros hides"):
+        hw_models.estimate(trace, "rram-crossbar")
 
 
 # Time and corrections
