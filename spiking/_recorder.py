@@ -453,6 +453,10 @@ class Recorder:
         for key in ("stride", "padding", "dilation", "groups", "output_padding", "padding_mode"):
             if hasattr(layer, key):
                 config[key] = getattr(layer, key)
+        array: Any = getattr(layer, "array", None)  # of memory cells, for a network that was deployed on them
+        cells = array is not None and hasattr(array, "row_siemens")
+        if cells:
+            config["cell"] = array.cell_facts
         return LayerTrace(
             name,
             type(layer).__name__,
@@ -472,6 +476,7 @@ class Recorder:
             spike_count=np.zeros(math.prod(in_shape), np.int64),
             fan_out=fans.stored.numpy(),
             row_abs_w=fans.row_abs_w,
+            row_siemens=array.row_siemens if cells else np.zeros(0),
         )
 
     def neuron(self, name: str, layer: Any, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:
