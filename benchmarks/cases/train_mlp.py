@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from spiking.benchmarks import peers
-from spiking.benchmarks.run import Row, interleaved
+from spiking.benchmarks.run import Row, interleaved, memory
 from spiking.cuda_kernels import driven
 from torch import Tensor, nn
 from torch.nn import functional as tf
@@ -148,11 +148,6 @@ def peak_megabytes(name: str, quick: bool) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def _resident(what: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(what))  # kB
-
-
 def _main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory of three training steps, in MB above the start.")
     parser.add_argument("name")
@@ -163,12 +158,10 @@ def _main() -> None:
         *batch(tiny, 0, "cpu")
     )  # what a library loads at its first step is not the step's memory
     trainer, (x, labels) = Trainer(given.name, sizes, "cpu"), batch(sizes, 0, "cpu")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts anew
-    before = _resident("VmRSS")
+    before = memory("VmRSS", reset=True)
     for _ in range(3):
         trainer.step(x, labels)
-    print((_resident("VmHWM") - before) / 1024)
+    print(memory("VmHWM") - before)
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
