@@ -51,6 +51,7 @@ LEAVES = {"errors", "surrogate"}  # anybody may import them; they import nothing
 PARTS = {
     "_recorder": "trace",
     "_counters": "trace",
+    "_multilevel": "neuron",
     "_peers": "trace",
     "_tracefile": "trace",
     "_stages": "engine",
