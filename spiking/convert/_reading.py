@@ -93,7 +93,7 @@ def read(ann: nn.Module, example: Tensor) -> Reading:
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Shape of what a node gives, without the batch axis; () for what is no tensor."""
-    found = node.meta.get("tensor_meta")
+    found: Any = node.meta.get("tensor_meta")
     return tuple(found.shape[1:]) if hasattr(found, "shape") else ()
 
 
@@ -186,10 +186,15 @@ class _Reader:
             ours: nn.Module = layer.Linear(module.in_features, module.out_features, bias=module.bias is not None)
         else:
             assert isinstance(module, nn.Conv2d)
+            sizes: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding, module.dilation)
             ours = layer.Conv2d(
-                module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
-                module.dilation, module.groups, module.bias is not None, module.padding_mode,
-            )  # fmt: skip
+                module.in_channels,
+                module.out_channels,
+                *sizes,
+                groups=module.groups,
+                bias=module.bias is not None,
+                padding_mode=module.padding_mode,
+            )
         ours.to(next(module.parameters()))
         ours.load_state_dict(module.state_dict())
         self.add(node, "weights", ours, "weights kept")

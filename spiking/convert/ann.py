@@ -403,18 +403,20 @@ class _Conversion:
         threshold /= largest
         if c.levels == 1:
             tie: Literal["gt", "ge"] = "gt" if c.method == "balance" else "ge"
-            piece.module = retrainable_lif(threshold, tie=tie, v0=started * threshold)
+            neuron: LIF | MultiLevelLIF = retrainable_lif(threshold, tie=tie, v0=started * threshold)
         else:
-            piece.module = MultiLevelLIF(
+            spacing: Any = c.spacing
+            neuron = MultiLevelLIF(
                 c.levels,
-                c.spacing,
+                spacing,
                 threshold=threshold,
                 learn_beta=True,
                 learn_threshold=True,
                 v_leak=started * threshold,
-            )  # type: ignore[arg-type]
-        piece.module.to(self.x)
-        piece.module.threshold.fill_(threshold)  # in the images' precision
+            )
+        piece.module = neuron.to(self.x)
+        assert isinstance(neuron.threshold, Tensor)
+        neuron.threshold.fill_(threshold)  # in the images' precision
         piece.did = f"neurons ({'one' if c.levels == 1 else c.levels} level{'s' * (c.levels != 1)})"
         return threshold
 
