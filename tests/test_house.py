@@ -55,6 +55,7 @@ PARTS = {
     "_rows": "trace",
     "_watched": "trace",
     "_counters": "trace",
+    "_multilevel": "neuron",
     "_peers": "trace",
     "_tracefile": "trace",
     "_stages": "engine",
