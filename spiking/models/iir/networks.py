@@ -21,7 +21,7 @@ from spiking.convert.network import SpikingNet
 from spiking.errors import SpikingError
 from spiking.hub import MODEL_CARD, HubModel
 
-__all__ = ["RESNETS", "VGGS", "ResNet", "SpikingResNet", "SpikingVGG", "VGG", "layer_macs"]
+__all__ = ["RESNETS", "VGG", "VGGS", "ResNet", "SpikingResNet", "SpikingVGG", "layer_macs"]
 
 A = 0  # 2×2 average pooling
 VGGS: dict[str, tuple[int, ...]] = {
