@@ -11,7 +11,7 @@ import torch
 from golden_nets import MICRO, MICRO_ARRAYS, Frames, micro_layer
 from torch import Tensor, nn
 
-from spiking import record
+from spiking import hw_models, record
 from spiking.trace import LayerTrace
 
 BY_NAME = {case["name"]: case for case in MICRO}
@@ -97,3 +97,33 @@ def test_neurobench_leaves_zero_weights_out(name):
         dense, _ = macs.single_layer_MACs(frames, layer, total=True)
     assert (effective, dense) == (total(row, "syn_eff"), row.dense * int(row.calls.sum()))
     assert spiking == (row.operand_class in ("binary", "ternary"))
+
+
+def test_neurobench_s_own_run_gives_the_same_metrics_under_the_same_names():
+    """All but Footprint, which counts buffers as well as parameters there."""
+    benchmarks: Any = pytest.importorskip("neurobench.benchmarks", reason="neurobench is not installed")
+    snn: Any = pytest.importorskip("snntorch", reason="snntorch is not installed")
+    from neurobench.metrics import static, workload
+    from neurobench.models import SNNTorchModel
+    from snntorch import utils
+
+    torch.manual_seed(0)
+    neuron = {"beta": 0.9, "threshold": 0.3, "init_hidden": True}
+    net = nn.Sequential(nn.Linear(6, 8), snn.Leaky(**neuron), nn.Linear(8, 4), snn.Leaky(**neuron, output=True))
+    with torch.no_grad():
+        net[0].weight[0] = 0
+    x = (torch.rand(5, 7, 6) < 0.5).float()  # batch first, as there
+    utils.reset(net)
+    with torch.no_grad(), record(net, steps=7, step_by_step=True) as trace:
+        for t in range(7):
+            net(x[:, t])
+    ours = hw_models.neurobench(trace)
+    names = {kind: [getattr(kind, n) for n in ours if hasattr(kind, n)] for kind in (static, workload)}
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(5)), batch_size=5)
+    run = benchmarks.Benchmark(SNNTorchModel(net), loader, [], [lambda s: s.sum(1).argmax(1)], [*names.values()])
+    theirs = run.run(quiet=True)
+    assert set(theirs) == set(ours)
+    buffers = sum(b.numel() * b.element_size() for b in net.buffers())
+    assert theirs.pop("Footprint") - buffers == ours.pop("Footprint")
+    assert theirs.pop("SynapticOperations") == pytest.approx(ours.pop("SynapticOperations"))
+    assert theirs == pytest.approx(ours)
