@@ -28,6 +28,8 @@ from torch.nn import functional as tf
 from spiking.errors import SpikingError
 
 _RESAMPLED = 1 << 24  # devices that are drawn at a time
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+_CALIBRATED = 1 << 18  # currents that a converter's range is chosen by
 _PERCENTILE = 0.9999  # of the currents' sizes that a calibrated converter still resolves
 
 
@@ -167,7 +169,18 @@ class Crossbar(nn.Module):
         """Set the range of a "calibrated" converter: nearly all currents that these inputs cause fit in. Returns itself."""
         with torch.no_grad():
             u, _ = self._driven(x.reshape(-1, x.shape[-1]).to(self.dtype))
-            tops = [torch.quantile(c.abs().flatten()[: 1 << 22], _PERCENTILE) for c in self._currents(u)]
+            return self._calibrated(self._currents(u))
+
+    def calibrate_by(self, product: Callable[[Tensor, int], Tensor], full: Tensor) -> Crossbar:
+        """As `calibrate`, of inputs that only their products tell of: see `converted_products`."""
+        with torch.no_grad():
+            return self._calibrated(self._currents_by(product, torch.where(full > 0, full, 1.0)))
+
+    def _calibrated(self, currents: list[Tensor]) -> Crossbar:
+        tops = []
+        for c in currents:
+            size = c.abs().flatten()
+            tops.append(torch.quantile(size[:: 1 + len(size) // _CALIBRATED], _PERCENTILE))
         # A pair that no input drives still needs a range.
         self._adc_range = torch.stack(tops).clamp(min=1e-9)
         return self
@@ -180,6 +193,33 @@ class Crossbar(nn.Module):
         return self.linear(x, tf.linear) if self.is_linear else self._converted(x)
 
     @property
+    def converts_outputs_only(self) -> bool:
+        """Whether converters stand behind products that are linear, so that these may be taken in any way."""
+        return (
+            self.config.input_bits is None
+            and self._curved is None
+            and (self.config.read != "resample" or not self._noisy)
+        )
+
+    def converted_products(self, product: Callable[[Tensor, int], Tensor], full: Tensor) -> Tensor:
+        """Outputs [N, n] through converters where `converts_outputs_only`, of inputs that only their products tell of.
+
+        `product(matrix [n, m], power)` is (the inputs to that power)·matrixᵀ [N, n], such as a convolution; `full` [N, 1] the largest
+        size of each input, which is driven at full scale unless the configuration states a range.
+        """
+        if self.config.input_range is None:
+            full = torch.where(full > 0, full, 1.0)
+        else:
+            full = torch.full_like(full, self.config.input_range)
+        n_blocks = len(self._blocks())
+        currents = [self._adc(c, k, n_blocks) for k, c in enumerate(self._currents_by(product, full))]
+        y = self._outputs(currents)
+        if bool(self.shift.any()):
+            y = y + product(self.shift.to(y).reshape(-1, 1).expand(*self.shape), 1) / full
+        y = y * full
+        return (y if self.compensation is None else y * self.compensation.to(y)).to(self.dtype)
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether `calibrate` has set the range of the converters."""
         return self._adc_range is not None
@@ -189,11 +229,19 @@ class Crossbar(nn.Module):
         """Whether a product is one linear map plus Gaussian noise, so that it costs what an ideal product does."""
         return not self.config.converts and self._curved is None and (self.config.read != "resample" or not self._noisy)
 
-    def linear(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """`product(x, matrix)` with the noise of one fresh read; product is linear in both, such as a convolution."""
-        y = product(x, self.matrix)
+    def linear(
+        self, x: Tensor, product: Product, gain: Tensor | None = None, offset: Tensor | None = None
+    ) -> Tensor:
+        """`product(x, matrix, offset)` with the noise of one fresh read; product is linear in both, such as a convolution.
+
+        `gain` [n] multiplies each output and its noise, `offset` [n] is added.
+        """
+        matrix, variance = self.matrix, self.variance
+        if gain is not None:
+            matrix, variance = gain[:, None] * matrix, gain.square()[:, None] * variance
+        y = product(x, matrix, offset)
         if self._noisy:
-            y = torch.addcmul(y, self._fresh(y), product(x * x, self.variance).clamp_(min=0).sqrt_())
+            y = torch.addcmul(y, self._fresh(y), product(x * x, variance, None).clamp_(min=0).sqrt_())
         return y
 
     # Devices
@@ -267,6 +315,22 @@ class Crossbar(nn.Module):
             found.append(torch.cat(parts))
         return found
 
+    def _currents_by(self, product: Callable[[Tensor, int], Tensor], full: Tensor) -> list[Tensor]:
+        """As `_currents`, by products with all inputs at once: a tile of rows is the matrix with all other rows 0."""
+        unit = self.cell.G_max - self.cell.G_min
+        found = []
+        for pair, variance in zip(self._pairs, self._pair_variances):
+            parts = []
+            for block in self._blocks():
+                tile, noise = torch.zeros_like(pair), torch.zeros_like(pair)
+                tile[block], noise[block] = pair[block], variance[block]
+                c = product(tile.T.to(full), 1)
+                if self._noisy:
+                    c = torch.addcmul(c, self._fresh(c), product(noise.T.to(full), 2).clamp_(min=0).sqrt_())
+                parts.append(c / (full * unit))
+            found.append(torch.cat(parts))
+        return found
+
     def _resampled(self, u: Tensor) -> list[Tensor]:
         """Signed conductances of each pair for every product anew: [pairs] of [N, m, n]."""
         reads = self.devices.read(self._generator(u.device), len(u), self.t, self.kelvin)
@@ -289,7 +353,6 @@ class Crossbar(nn.Module):
 
     def _converted_part(self, x: Tensor) -> Tensor:
         u, full = self._driven(x.to(self.dtype))
-        unit = self.cell.G_max - self.cell.G_min
         phases, n_blocks = self._phases(u), len(self._blocks())
         totals: list[Tensor] | None = None
         for value, v in phases:
@@ -301,16 +364,16 @@ class Crossbar(nn.Module):
         assert totals is not None
         if self.config.analogue_sum:
             totals = [self._adc(c, k, n_blocks) for k, c in enumerate(totals)]
-        y = sum(
-            (
-                c.reshape(n_blocks, *x.shape[:1], c.shape[1]).sum(0) * (unit * self.worth[k].to(c))
-                for k, c in enumerate(totals)
-            ),
-            u.new_zeros(len(x), self.matrix.shape[0]),
-        )
+        y = self._outputs(totals)
         if bool(self.shift.any()):
             y = y + u.sum(-1, keepdim=True) * self.shift.to(u)
         return y * full
+
+    def _outputs(self, currents: list[Tensor]) -> Tensor:
+        """Currents of each pair [tiles·N, n] added up in the unit of the weights, [N, n]."""
+        unit, n_blocks = self.cell.G_max - self.cell.G_min, len(self._blocks())
+        parts = [c.unflatten(0, (n_blocks, -1)).sum(0) * (unit * self.worth[k].to(c)) for k, c in enumerate(currents)]
+        return torch.stack(parts).sum(0)
 
     def _adc(self, c: Tensor, pair: int, n_blocks: int) -> Tensor:
         """What the converters of one pair make of its currents [tiles·N, n]."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from spiking.hw_models.deploy import array_layers
+from spiking.hw_models.deploy import ArrayConv2d, ArrayLinear, array_layers
 from torch import Tensor, nn
 
 from spiking.errors import SpikingError
@@ -15,14 +15,17 @@ from spiking.errors import SpikingError
 M = TypeVar("M", bound=nn.Module)
 
 
+_FITTED = 1 << 16  # places of a convolution that a correction is fitted to
+
+
 @torch.no_grad()
-def _outputs(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """What the named layers give, [everything, outputs]."""
+def _outputs(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, list[Tensor]]:
+    """What the named layers give at each call, [everything, outputs]; of convolutions, at places evenly apart."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str) -> Any:
         def hook(layer: nn.Module, inputs: Any, y: Tensor) -> None:
-            found[name].append((y.movedim(-3, -1) if isinstance(layer, nn.Conv2d) else y).flatten(0, -2))
+            found[name].append(_rows(layer, y))
 
         return hook
 
@@ -39,7 +42,16 @@ def _outputs(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Ten
             raise SpikingError(
                 f'layer "{name}" does not run in a pass of {type(model).__name__}; expected every layer to.'
             )
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return found
+
+
+def _rows(layer: nn.Module, y: Tensor) -> Tensor:
+    """Outputs [N, n] of one call."""
+    if not isinstance(layer, nn.Conv2d):
+        return y.flatten(0, -2)
+    images = y.flatten(0, -4) if y.dim() > 3 else y.unsqueeze(0)
+    places = images.flatten(2)
+    return places[..., :: 1 + len(places) * places.shape[-1] // _FITTED].transpose(1, 2).flatten(0, 1)
 
 
 def calibrate(deployed: M, model: nn.Module, x: Tensor) -> M:
@@ -59,24 +71,55 @@ def calibrate(deployed: M, model: nn.Module, x: Tensor) -> M:
     >>> bool((calibrate(chip, net, x)(x) - net(x)).abs().mean() < before / 2)
     True
     """
-    layers = list(array_layers(deployed))
-    names = [name for name, _ in layers]
+    return calibrate_to(deployed, wanted_outputs(deployed, model, x), x)
+
+
+def wanted_outputs(deployed: nn.Module, model: nn.Module, x: Tensor) -> dict[str, list[Tensor]]:
+    """What the layers of the trained model give that stand on arrays in the deployed one: the same for every chip."""
+    names = [name for name, _ in array_layers(deployed)]
     _same_layers("calibrate", model, names)
-    wanted = _outputs(model, x, names)
-    for name, layer in layers:
+    return _outputs(model, x, names)
+
+
+@torch.no_grad()
+def calibrate_to(deployed: M, wanted: dict[str, list[Tensor]], x: Tensor) -> M:
+    """As `calibrate`, with what `wanted_outputs` found. Returns `deployed`."""
+    layers = dict(array_layers(deployed))
+    for layer in layers.values():
         layer.reset_correction()
-        given = _outputs(deployed, x, [name])[name].double()
-        y = wanted[name].double()
-        bias = 0.0 if layer.bias is None else layer.bias.detach().double()
-        given, y = given - bias, y - bias
-        given_mean, y_mean = given.mean(0), y.mean(0)
-        variance = (given - given_mean).square().mean(0)
-        covariance = ((given - given_mean) * (y - y_mean)).mean(0)
-        # An output that never moves says nothing of its gain.
-        gain = torch.where(variance > 1e-12 * y.square().mean(), covariance / variance, 1.0)
-        layer.gain.copy_(gain)
-        layer.shift.copy_(y_mean - gain * given_mean)
+    if all(len(parts) == 1 for parts in wanted.values()):
+        # Each layer runs once: it is corrected as soon as it has run, before what comes next sees its outputs.
+
+        def corrected(layer: ArrayLinear | ArrayConv2d, name: str) -> Any:
+            def hook(_: nn.Module, inputs: Any, y: Tensor) -> Tensor:
+                _fit(layer, _rows(layer, y), wanted[name][0])
+                return layer.corrected(y)
+
+            return hook
+
+        handles = [layer.register_forward_hook(corrected(layer, name)) for name, layer in layers.items()]
+        try:
+            deployed.eval()(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return deployed
+    for name, layer in layers.items():
+        _fit(layer, torch.cat(_outputs(deployed, x, [name])[name]), torch.cat(wanted[name]))
     return deployed
+
+
+def _fit(layer: ArrayLinear | ArrayConv2d, given: Tensor, wanted: Tensor) -> None:
+    """The gain and the shift of each output [N, n] that was not corrected yet."""
+    mean, target = given.mean(0, dtype=torch.float64), wanted.mean(0, dtype=torch.float64)
+    given, wanted = given - mean.to(given), wanted - target.to(wanted)
+    variance = given.square().mean(0, dtype=torch.float64)
+    covariance = (given * wanted).mean(0, dtype=torch.float64)
+    bias = 0.0 if layer.bias is None else layer.bias.detach().double()
+    size = wanted.square().mean(0, dtype=torch.float64) + (target - bias).square()
+    # An output that never moves says nothing of its gain.
+    gain = torch.where(variance > 1e-12 * size, covariance / variance, 1.0)
+    layer.correct(gain, target - bias - gain * (mean - bias))
 
 
 class LayerError(NamedTuple):
@@ -111,7 +154,9 @@ def layer_errors(deployed: nn.Module, model: nn.Module, x: Tensor) -> list[Layer
     layers = list(array_layers(deployed))
     names = [name for name, _ in layers]
     _same_layers("layer_errors", model, names)
-    wanted, given, again = (_outputs(m, x, names) for m in (model, deployed, deployed))
+    wanted, given, again = (
+        {name: torch.cat(parts) for name, parts in _outputs(m, x, names).items()} for m in (model, deployed, deployed)
+    )
     found = []
     for name, layer in layers:
         y, z, other = (each[name].double() for each in (wanted, given, again))
@@ -147,4 +192,4 @@ def _same_layers(where: str, model: nn.Module, names: Sequence[str]) -> None:
             )
 
 
-__all__ = ["LayerError", "calibrate", "layer_errors"]
+__all__ = ["LayerError", "calibrate", "calibrate_to", "layer_errors", "wanted_outputs"]

@@ -12,12 +12,12 @@ False
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import Any, TypeVar
 
 import torch
-from spiking.cuda_kernels import event_linear_ops
+from spiking.cuda_kernels import event_conv_ops, event_linear_ops
 from spiking.hw_models import draws
 from spiking.hw_models.arrays import Crossbar
 from spiking.hw_models.cellfile import load_cell
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 
 from spiking.errors import SpikingError
+from spiking.layer import sums_spikes
 from spiking.neuron import Neuron
 
 M = TypeVar("M", bound=nn.Module)
@@ -40,6 +41,8 @@ class _OnArray(nn.Module):
     array: Crossbar
     gain: Tensor
     shift: Tensor
+    bias: Tensor | None
+    is_corrected = False
 
     def _wire(self, cell: Cell, config: ArrayConfig, seed: int, n: int) -> None:
         weight: Any = self.weight
@@ -47,10 +50,41 @@ class _OnArray(nn.Module):
         self.register_buffer("gain", torch.ones(n, dtype=weight.dtype, device=weight.device), persistent=False)
         self.register_buffer("shift", torch.zeros(n, dtype=weight.dtype, device=weight.device), persistent=False)
 
+    def correct(self, gain: Tensor, shift: Tensor) -> None:
+        """Correct each output of the array digitally: gain·array(x) + shift."""
+        self.gain.copy_(gain)
+        self.shift.copy_(shift)
+        self.is_corrected = True
+
     def reset_correction(self) -> None:
         """Gain 1 and shift 0: the outputs as the array gives them."""
         self.gain.fill_(1.0)
         self.shift.zero_()
+        self.is_corrected = False
+
+    def corrected(self, y: Tensor) -> Tensor:
+        """Outputs that were found without correction, as they are with the present one."""
+        return self._digital(y if self.bias is None else y - self._along(self.bias))
+
+    def _digital(self, y: Tensor) -> Tensor:
+        """Gain, shift and bias behind the array's outputs."""
+        y = y * self._along(self.gain) if self.is_corrected else y
+        return y if self._offset is None else y + self._along(self._offset)
+
+    def _along(self, v: Tensor) -> Tensor:
+        """A value for each output, to combine with outputs."""
+        return v[:, None, None] if isinstance(self, nn.Conv2d) else v
+
+    @property
+    def _linear_correction(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gain of each output, and what is added to it: None where it changes nothing."""
+        return self.gain if self.is_corrected else None, self._offset
+
+    @property
+    def _offset(self) -> Tensor | None:
+        if not self.is_corrected:
+            return self.bias
+        return self.shift if self.bias is None else self.shift + self.bias
 
 
 class ArrayLinear(_OnArray, nn.Linear):
@@ -65,15 +99,19 @@ class ArrayLinear(_OnArray, nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self._wire(cell, config, seed, layer.out_features)
 
+    def calibrate_converters(self, x: Tensor) -> None:
+        """Set the range of "calibrated" converters by an input of the layer."""
+        self.array.calibrate(x)
+
     def forward(self, input: Tensor) -> Tensor:
         if input.shape[-1:] != (self.in_features,):
             raise SpikingError(
                 f"ArrayLinear: got input of shape {list(input.shape)}; expected {self.in_features} features on the last axis."
             )
         x = input if input.is_floating_point() else input.to(self.weight.dtype)
-        y = self.array.linear(x, event_linear_ops.linear) if self.array.is_linear else self.array(x)
-        y = y * self.gain + self.shift
-        return y if self.bias is None else y + self.bias
+        if self.array.is_linear:
+            return self.array.linear(x, event_linear_ops.linear, *self._linear_correction)
+        return self._digital(self.array(x))
 
 
 class ArrayConv2d(_OnArray, nn.Conv2d):
@@ -93,23 +131,60 @@ class ArrayConv2d(_OnArray, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 5:
             return self.forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
-        y = self.array.linear(input, self._convolve) if self.array.is_linear else self._by_windows(input)
-        shift = self.shift if self.bias is None else self.shift + self.bias
-        return y * self.gain[:, None, None] + shift[:, None, None]
+        x = input if input.is_floating_point() else input.to(self.weight.dtype)
+        if self.array.is_linear:
+            return self.array.linear(x, self._convolve, *self._linear_correction)
+        return self._digital(self._converted(x) if self.array.converts_outputs_only else self._by_windows(x))
 
-    def _convolve(self, x: Tensor, matrix: Tensor) -> Tensor:
-        return self._conv_forward(x, matrix.reshape(self.weight.shape), None)
+    def _convolve(self, x: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
+        weight = matrix.reshape(self.weight.shape)
+        if sums_spikes(self):
+            return event_conv_ops.conv2d(x, weight, offset, list(self.stride), list(self.padding), 1)  # type: ignore[arg-type]
+        return self._conv_forward(x, weight, offset)
+
+    def calibrate_converters(self, x: Tensor) -> None:
+        """Set the range of "calibrated" converters by an input of the layer."""
+        x = x.flatten(0, 1) if x.dim() == 5 else x
+        if self.array.converts_outputs_only:
+            self.array.calibrate_by(*self._products(x))
+        else:
+            self.array.calibrate(self._windows(x)[0])
+
+    def _products(self, x: Tensor) -> tuple[Callable[[Tensor, int], Tensor], Tensor]:
+        """x (or its square) times a matrix at every window, [windows, n]; and the windows' largest sizes [windows, 1]."""
+
+        def product(matrix: Tensor, power: int) -> Tensor:
+            return self._convolve(x if power == 1 else x * x, matrix).movedim(1, -1).flatten(0, -2)
+
+        top = self._padded(x.abs().amax(1, keepdim=True))
+        return product, tf.max_pool2d(top, self.kernel_size, self.stride, 0, self.dilation).reshape(-1, 1)
+
+    def _converted(self, x: Tensor) -> Tensor:
+        """The products as convolutions, converted where they leave the array."""
+        y = self.array.converted_products(*self._products(x))
+        size = self._size(self._padded(x[:0]).shape[-2:])
+        return y.unflatten(0, (len(x), *size)).movedim(-1, 1)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        sides: list[int] = self._reversed_padding_repeated_twice  # type: ignore[assignment]
+        return tf.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+
+    def _size(self, edges: Sequence[int]) -> list[int]:
+        """Rows and columns of windows of an input that was padded."""
+        return [
+            (edge - d * (k - 1) - 1) // s + 1
+            for edge, d, k, s in zip(edges, self.dilation, self.kernel_size, self.stride)
+        ]
 
     def _by_windows(self, x: Tensor) -> Tensor:
         """Every window of the input to the array in turn, as converters see them."""
-        sides: list[int] = self._reversed_padding_repeated_twice  # type: ignore[assignment]
-        padded = tf.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        windows, size = self._windows(x)
+        return self.array(windows).transpose(1, 2).unflatten(2, size)
+
+    def _windows(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        padded = self._padded(x)
         windows = tf.unfold(padded, self.kernel_size, self.dilation, 0, self.stride)
-        size = [
-            (edge - d * (k - 1) - 1) // s + 1
-            for edge, d, k, s in zip(padded.shape[-2:], self.dilation, self.kernel_size, self.stride)
-        ]
-        return self.array(windows.transpose(1, 2)).transpose(1, 2).unflatten(2, size)
+        return windows.transpose(1, 2), self._size(padded.shape[-2:])
 
 
 def _supported(layer: nn.Module) -> bool:
@@ -239,12 +314,8 @@ def _calibrate_converters(model: nn.Module, x: Tensor) -> None:
     handles = []
 
     def look(layer: ArrayLinear | ArrayConv2d, inputs: tuple[Tensor, ...]) -> None:
-        seen = inputs[0]
-        if isinstance(layer, ArrayConv2d):
-            seen = seen.flatten(0, 1) if seen.dim() == 5 else seen
-            seen = tf.unfold(seen, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)  # type: ignore[arg-type]
         if not layer.array.is_calibrated:
-            layer.array.calibrate(seen)
+            layer.calibrate_converters(inputs[0])
 
     for _, layer in array_layers(model):
         handles.append(layer.register_forward_pre_hook(look))  # type: ignore[arg-type]

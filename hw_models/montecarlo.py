@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from spiking.hw_models import draws
-from spiking.hw_models.calibration import calibrate
+from spiking.hw_models.calibration import calibrate_to, wanted_outputs
 from spiking.hw_models.cellfile import load_cell
 from spiking.hw_models.deploy import age, array_layers, deploy
 from spiking.hw_models.devices import Cell, check_kelvin, check_time
@@ -183,6 +183,7 @@ def monte_carlo(
     chips = [
         k for k in range(rank, trials, world) if not all((k, t, T) in store.done for t in times for T in temperatures)
     ]
+    wanted: dict[str, list[Tensor]] = {}
     with _progress(progress and rank == 0, len(chips) * len(times) * len(temperatures)) as advance:
         for k in chips:
             chip = deploy(
@@ -197,7 +198,8 @@ def monte_carlo(
                         layer.array.restart_reads(f"{t}/{kelvin}")
                     found = [_accuracy(chip, batches, judge)]
                     if calibration is not None:
-                        calibrate(chip, model, calibration)
+                        wanted = wanted or wanted_outputs(chip, model, calibration)
+                        calibrate_to(chip, wanted, calibration)
                         found.append(_accuracy(chip, batches, judge))
                     store.add(k, t, kelvin, found)
                     advance(f"chip {k + 1}/{trials} after {duration(t)} at {kelvin:g} K: " + _line(columns, found))

@@ -108,7 +108,7 @@ class Conv2d(nn.Conv2d):
     @property
     def sums_spikes(self) -> bool:
         """Whether the event-driven kernels know this kind of convolution."""
-        return self.padding_mode == "zeros" and self.dilation == (1, 1) and not isinstance(self.padding, str)
+        return sums_spikes(self)
 
     def _convolved(self, images: Tensor) -> Tensor:
         return event_conv_ops.conv2d(images, self.weight, self.bias, *self.call)
@@ -117,6 +117,11 @@ class Conv2d(nn.Conv2d):
     def call(self) -> tuple[list[int], list[int], int]:
         """Stride, padding and groups, as the kernels take them."""
         return list(self.stride), list(self.padding), self.groups  # type: ignore[arg-type]
+
+
+def sums_spikes(conv: nn.Conv2d) -> bool:
+    """Whether the event-driven kernels know this kind of convolution."""
+    return conv.padding_mode == "zeros" and conv.dilation == (1, 1) and not isinstance(conv.padding, str)
 
 
 class AvgPool2d(nn.AvgPool2d):
