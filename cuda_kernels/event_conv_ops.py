@@ -28,7 +28,7 @@ from .ops import _library as library
 from .ops import state_dtype
 from .pool_ops import pool_moments
 
-__all__ = ["choice", "conv2d", "event_conv2d", "event_conv_pool", "scan"]
+__all__ = ["averaged", "choice", "conv2d", "event_conv2d", "event_conv_pool", "scan"]
 
 _DTYPES = {dtype: code for code, dtype in enumerate(_ORDER)}
 _NO_LIMIT = 1 << 62
@@ -156,9 +156,11 @@ def _scratch(module: Any, g: Geometry, flags: list[int], backward: bool = False,
 def scan(module: Any, x: Tensor, g: Geometry, limit: int = _NO_LIMIT) -> Spikes | None:
     """The spikes of x [N, C, H, W], which lies in memory without gaps; None for more than `limit`."""
     last = is_last(x)
-    masks = torch.empty((g.images, g.groups, g.height, g.width, -(-g.inputs // (32 * g.groups))), dtype=torch.int32)
+    shape = (g.images, g.groups, g.height, g.width, -(-g.inputs // (32 * g.groups)))
+    masks = memory.empty(shape, torch.float32, x.device).view(torch.int32)
     flags = _flags(last, last, False, x.dtype)
-    room = _scratch(module, g, flags)
+    row = 0 if last or shape[-1] == 1 else -(-g.height * g.width // 16) * 8  # masks of a chunk of channels
+    room = torch.empty((flags[5] * row,), dtype=torch.float64)
     found = module.conv_count(g, flags, _spikes(x, masks, room), limit)
     return None if found < 0 else Spikes(masks, bool(found & 1), found // 2)
 
@@ -560,6 +562,15 @@ def conv2d(
     if found is None:
         return tf.conv2d(x, weight, bias, stride, padding, 1, groups)
     return _sparse(*found[:2], weight, bias, *found[2:], stride, padding, groups)
+
+
+def averaged(weight: Tensor, window: int) -> Tensor:
+    """The weight [out, in, k + window - 1, …] of the convolution that, with stride `window`, gives the averages over windows of another's.
+
+    An output pixel of that one meets k² products, window² times; here it is (k + window - 1)² for the whole window.
+    """
+    edge = window - 1
+    return tf.avg_pool2d(tf.pad(weight, (edge, edge, edge, edge)), window, 1)
 
 
 def spikes_for(

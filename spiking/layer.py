@@ -9,6 +9,7 @@ Source of the time-folding: Fang et al. 2023, SpikingJelly (Science Advances 9, 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -393,6 +394,10 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
     first, second = layers[:2]
     if len(layers) > 2 and _convolves(first, x) and _normalises(second, layers[2], _out_shape(first, x), x.dtype):
         return _then_neuron(_conv_pooled(first, layers[2], x), second, layers[3:], states[3:], 3)
+    if _averages(first, second, x):
+        weight = event_conv_ops.averaged(first.weight, window := _window(second))
+        run = functools.partial(event_conv_ops.conv2d, weight=weight, bias=first.bias, stride=[window] * 2)
+        return _images(first, x, functools.partial(run, padding=first.call[1], groups=first.groups)), None, None
     if _normalises(first, second, tuple(x.shape), x.dtype):
         pooled, moments = pool_moments(x.flatten(0, 1), _window(second))
         found = pooled.unflatten(0, x.shape[:2]), moments, x.numel() // x.shape[2]
@@ -407,6 +412,18 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
         s, state, sent_by = first.sending(x, states[0])
         return event_linear_ops.linear(s, second.weight, second.bias, sent_by), state, None
     return None
+
+
+def _averages(conv: nn.Module, pool: nn.Module, x: Tensor) -> bool:
+    """Whether training may run a convolution and the average pooling after it as one convolution, which has fewer products."""
+    if not (isinstance(conv, Conv2d) and isinstance(pool, AvgPool2d) and conv.sums_spikes and conv.stride == (1, 1)):
+        return False
+    window = _window(pool) or 1
+    fits = x.is_cpu and x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype == conv.weight.dtype
+    if not fits or window == 1 or min(_out_shape(conv, x)[3:]) < window or conv.kernel_size == (1, 1):
+        return False
+    learns = torch.is_grad_enabled() and conv.weight.requires_grad and not torch.is_autocast_enabled("cpu")
+    return learns and x.dtype in (torch.float32, torch.float64) and not (_is_watched(conv) or _is_watched(pool))
 
 
 def _sends(neuron: Any, linear: nn.Module, x: Tensor) -> bool:

@@ -291,6 +291,9 @@ bool mask_picture(const ConvCall& p, Picture at, u32* masks, u32* row) {
 
 template <class IO>
 i64 count_all(const ConvCall& p) {
+    const IO* x = static_cast<const IO*>(p.x);
+    const i64 all = p.s.images * p.s.inputs * pixels_of(p.s);
+    if (looks_busy(all / 64, double(all), p.limit, [&](i64 at) { return spike_word(x + at * 64); })) return -1;
     const i64 items = pixels_of(p.s) * chunks_of(p.s);
     i64 total = 0;
     int other = 0;
@@ -359,7 +362,7 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
     const i64 values = take(p.ones ? 0 : listed, sizeof(T)), picked_values = take(backward ? pixels : 0, sizeof(T));
     const i64 list = take(listed, sizeof(u32)), picked = take(backward ? pixels : 0, sizeof(u32));
     const i64 columns = take(s.width, sizeof(Column)), place = take(backward ? 2 * pixels : 0, sizeof(u32)), counts = take(backward ? inputs_of(s) : 0, sizeof(i64));
-    parts.bytes = larger(at, rounded_up(pixels * i64(sizeof(u32)), 64));
+    parts.bytes = at;
     if (!p.scratch) return parts;
     char* base = static_cast<char*>(p.scratch) + thread * parts.bytes;
     const auto items = [&](i64 offset) { return reinterpret_cast<T*>(base + offset); };
