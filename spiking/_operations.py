@@ -21,36 +21,38 @@ class Operations(TorchFunctionMode):
     def __init__(self, rows: Rows) -> None:
         super().__init__()
         self.rows = rows
-        self.inside = 0
-        self.running = self.entered = False
+        self._open: list[
+            bool
+        ] = []  # for the model and each module inside that matters: whether operations in it are its own
+        self._entered = False
 
-    def start(self) -> None:
+    def start(self, listens: bool) -> None:
+        """A pass begins; with `listens`, the model's own operations are looked at."""
         self.stop()
-        self.inside, self.running = 0, True
-        self._enter()
+        self.step_in(listens)
 
     def stop(self) -> None:
-        self.running = False
-        self._leave()
+        self._open.clear()
+        self._switch()
 
-    def _enter(self) -> None:
-        if self.running and not self.entered:
-            self.entered = True
-            self.__enter__()
-
-    def _leave(self) -> None:
-        if self.entered:
-            self.entered = False
-            self.__exit__(None, None, None)
-
-    def step_in(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.inside += 1
-        self._leave()  # what happens inside a watched layer is its own, and must not pay for being looked at
+    def step_in(self, listens: bool = False) -> None:
+        """A module begins. What happens inside a watched layer is its own, and must not pay for being looked at."""
+        self._open.append(listens)
+        self._switch()
 
     def step_out(self) -> None:
-        self.inside -= 1
-        if not self.inside:
-            self._enter()
+        if self._open:
+            self._open.pop()
+        self._switch()
+
+    def _switch(self) -> None:
+        wanted = bool(self._open) and self._open[-1]
+        if wanted and not self._entered:
+            self._entered = True
+            self.__enter__()
+        elif self._entered and not wanted:
+            self._entered = False
+            self.__exit__(None, None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
 from types import TracebackType
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from spiking import _peers as peers
-from spiking._forward_pass import ForwardPass
+from spiking._forward_pass import ForwardPass, Growing
 from spiking._operations import Operations
 from spiking._rows import Rows
-from spiking._watched import Kind, plain, watched
+from spiking._watched import Kind, listened, plain, watched
 from spiking.errors import SpikingError
-from spiking.trace import EventTrace, Recording, join_layer
+from spiking.trace import EventTrace, LayerTrace, Recording
 
 INPUT = "(input)"
 
@@ -64,6 +63,9 @@ class Recorder:
         )
         self._handles: list[Any] = []
         self._readers: dict[str, set[str]] = {}  # of each layer, in any pass
+        self._known: dict[str, LayerTrace] = {}  # the rows of the trace by name
+        self._samples: dict[str, Growing] = {}
+        self._listens = True
         self._rows = Rows(events=events, active_rows=active_rows)
         self._operations = Operations(self._rows)
         self._reset()
@@ -77,10 +79,19 @@ class Recorder:
         if first is not None:
             self.trace.dtype, self.trace.device = str(first.dtype).removeprefix("torch."), str(first.device)
         self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-        for name, module, kind in watched(self.model):
-            self._handles.append(module.register_forward_pre_hook(self._operations.step_in))
-            hook = _hook(kind, self._rows, self._operations, name)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        layers = watched(self.model)
+        chains = listened(self.model, [module for _, module, _ in layers])
+        self._listens = chains.pop(self.model, True)
+        for module, listens in chains.items():
+            self._handles.append(module.register_forward_pre_hook(_Before(self._operations, listens)))
+            self._handles.append(module.register_forward_hook(_After(self._operations)))
+        for name, module, kind in layers:
+            label = name or type(module).__name__
+            self._rows.names[id(module)] = label
+            before = _Before(self._operations, False, self._rows if kind == "weights" else None)
+            self._handles.append(module.register_forward_pre_hook(before))
+            after = _Seen(self._operations, self._rows, kind, label)
+            self._handles.append(module.register_forward_hook(after, with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(self._end, with_kwargs=True))
         return self.trace
 
@@ -91,6 +102,7 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self._operations.stop()
+        self._rows.watch.stop()
         call = self._call
         self._reset()
         if call and kind is None:
@@ -99,8 +111,8 @@ class Recorder:
             )
 
     def _reset(self) -> None:
-        self._run = self._rows.run = ForwardPass(batch_first=self.batch_first, step_by_step=self.step_by_step)
-        self._run.readers = self._readers
+        how = {"batch_first": self.batch_first, "step_by_step": self.step_by_step}
+        self._run = self._rows.run = ForwardPass(self._known, self._readers, **how)
         self._rows.keep = self.keep_spikes - len(self.trace.recordings)
         self._call = 0
         self._inputs: list[Tensor] = []
@@ -113,7 +125,8 @@ class Recorder:
         if x is None or x.ndim == 0 or x.layout != torch.strided:
             raise SpikingError(f"record: {type(model).__name__} was called without a dense tensor; expected [T, B, …].")
         self._run.produced(x, INPUT)
-        self._operations.start()
+        self._operations.start(self._listens)
+        self._rows.watch.start()
         steps = self.stated_steps
         if self.step_by_step:
             assert steps is not None
@@ -148,6 +161,7 @@ class Recorder:
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         self._operations.stop()
+        self._rows.watch.stop()
         if isinstance(out, tuple | list):
             out = next((v for v in out if isinstance(v, Tensor)), None)
         if self.keep_spikes and isinstance(out, Tensor):
@@ -163,18 +177,21 @@ class Recorder:
                 f"record: got {self._run.steps} time steps after {self.trace.n_steps} in the pass before; "
                 "expected one length. Record the lengths in separate traces."
             )
-        known = {row.name: row for row in self.trace.layers}
-        for name, done in self._run.layers.items():
-            self._run.finish(done)
-            if name in known:
-                join_layer(known[name], done.row)
-            elif self.trace.n_samples:
+        for name in self._run.layers:
+            if self.trace.n_samples and name not in self._known:
                 raise SpikingError(f"record: layer {name} did not run in the passes before; expected the same layers.")
-            else:
+        for name in self._known:
+            if name not in self._run.layers:
+                raise SpikingError(f"record: layer {name} did not run in this pass; expected the same layers.")
+        for name, done in self._run.layers.items():
+            fresh = name not in self._known
+            events = done.commit(fresh, self._samples)
+            if fresh:
+                self._known[name] = done.row
                 self.trace.layers.append(done.row)
-        if len(known) > len(self._run.layers):
-            missing = next(n for n in known if n not in self._run.layers)
-            raise SpikingError(f"record: layer {missing} did not run in this pass; expected the same layers.")
+                done.row.events = events
+            elif events is not None and done.row.events is not None:
+                done.row.events = done.row.events.followed_by(events, self.trace.n_samples)
         self.trace.n_steps = self._run.steps
         self.trace.n_samples += self._run.batch
         self._fold_norms()
@@ -187,7 +204,8 @@ class Recorder:
             if row.kind != "norm" or row.train_mode or not row.config.get("foldable") or len(row.operand_of) != 1:
                 continue
             source = row.operand_of[0]
-            if self._readers.get(source) == {row.name} and source != INPUT and self.trace[source].is_weight_layer:
+            row.folded_into = ""
+            if self._readers.get(source) == {row.name} and source != INPUT and self._known[source].is_weight_layer:
                 row.folded_into = source
 
     def _keep(self) -> None:
@@ -214,23 +232,53 @@ class Recorder:
             )
 
 
-def _hook(kind: Kind, rows: Rows, operations: Operations, name: str) -> Callable[..., None]:
-    def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+class _Before:
+    """Hook: a module begins."""
+
+    of_watch = True
+
+    def __init__(self, operations: Operations, listens: bool, rows: Rows | None = None) -> None:
+        self.operations, self.listens, self.rows = operations, listens, rows
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.operations.step_in(self.listens)
+        if self.rows is not None and args and isinstance(args[0], Tensor):
+            self.rows.before(args[0])
+
+
+class _After:
+    """Hook: a module that is not counted ends."""
+
+    of_watch = True
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        self.operations.step_out()
+
+
+class _Seen:
+    """Hook: a watched layer ends, and is counted."""
+
+    of_watch = True
+
+    def __init__(self, operations: Operations, rows: Rows, kind: Kind, label: str) -> None:
+        self.operations, self.rows, self.kind, self.label = operations, rows, kind, label
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         y = next((v for v in out if isinstance(v, Tensor)), None) if isinstance(out, tuple | list) else out
         if x is None or not isinstance(y, Tensor):
-            raise SpikingError(f"record: layer {name} was called without tensors; expected one in and one out.")
-        label = name or type(module).__name__
+            raise SpikingError(f"record: layer {self.label} was called without tensors; expected one in and one out.")
         # counts are products of float32: a lower precision chosen for the model must not reach them
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            if kind == "neuron":
+            if self.kind == "neuron":
                 state = next((v for v in (*args, *kwargs.values()) if hasattr(v, "spikes")), None)
-                rows.neuron(label, module, x, y, None if state is None else state.spikes)
+                self.rows.neuron(self.label, module, x, y, None if state is None else state.spikes)
             else:
-                {"weights": rows.weights, "pool": rows.pool, "norm": rows.norm}[kind](label, module, x, y)
-        operations.step_out()
-
-    return seen
+                getattr(self.rows, self.kind)(self.label, module, x, y)
+        self.operations.step_out()
 
 
 def model_hash(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ _OTHER_NORMS = tuple(
     for kind in (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, getattr(nn, "RMSNorm", None))
     if kind is not None
 )
+_CHAINS = ("spiking.layer.Sequential", "torch.nn.modules.container.Sequential")
+_HARMLESS = (*_CHAINS, "spiking.layer.Flatten", "spiking.layer.Dropout", "torch.nn.modules.flatten.Flatten",
+             "torch.nn.modules.linear.Identity", "torch.nn.modules.dropout.Dropout")  # fmt: skip
 
 
 def watched(model: nn.Module) -> list[tuple[str, nn.Module, Kind]]:
@@ -31,6 +35,27 @@ def watched(model: nn.Module) -> list[tuple[str, nn.Module, Kind]]:
             found.append((name, module, kind))
             inside += (f"{name}." if name else "",)
     return found
+
+
+def listened(model: nn.Module, layers: Iterable[nn.Module]) -> dict[nn.Module, bool]:
+    """Modules whose start and end matter to who listens for operations, with whether there can be any in them.
+
+    A `Sequential` only passes tensors on; modules in it that are not watched may do anything, unless they are known not to.
+    """
+    inside = {part for watched_layer in layers for part in watched_layer.modules()}
+    found: dict[nn.Module, bool] = {}
+    for module in model.modules():
+        if module in inside or _class_of(module) not in _CHAINS:
+            continue
+        found[module] = False
+        for part in module.children():
+            if part not in inside and _class_of(part) not in _HARMLESS:
+                found[part] = True
+    return found
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _kind(module: nn.Module) -> Kind | None:
