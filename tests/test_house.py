@@ -43,7 +43,7 @@ ROWS = (
     {"models"},
     {"training", "convert", "hw_models", "datasets", "hub", "explain"},
     {"engine"},
-    {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt", "fold"},
+    {"layer", "neuron", "trace", "loss", "encode", "plot", "checkpoint", "progress", "interrupt", "fold", "split"},
     {"functional"},
     {"cuda_kernels"},
 )
@@ -68,6 +68,7 @@ ONLY = {  # rooms that may import less than the rows below them
     "checkpoint": {"spiking.errors"},
     "progress": {"spiking.errors"},
     "interrupt": {"spiking.errors"},
+    "split": {"spiking.errors"},
 }
 
 

@@ -186,15 +186,9 @@ class _Reader:
             ours: nn.Module = layer.Linear(module.in_features, module.out_features, bias=module.bias is not None)
         else:
             assert isinstance(module, nn.Conv2d)
-            sizes: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding, module.dilation)
-            ours = layer.Conv2d(
-                module.in_channels,
-                module.out_channels,
-                *sizes,
-                groups=module.groups,
-                bias=module.bias is not None,
-                padding_mode=module.padding_mode,
-            )
+            sizes: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
+            more: Any = (module.groups, module.bias is not None, module.padding_mode)
+            ours = layer.Conv2d(module.in_channels, module.out_channels, *sizes, *more)
         ours.to(next(module.parameters()))
         ours.load_state_dict(module.state_dict())
         self.add(node, "weights", ours, "weights kept")

@@ -125,11 +125,12 @@ class _Block(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.second = _convolution(after, after, 3, 1, batch_norm)
         plain = before == after and stride == 1
-        self.shortcut = nn.Identity() if plain else _convolution(before, after, 1, stride, batch_norm)
+        shortcut = nn.Sequential() if plain else _convolution(before, after, 1, stride, batch_norm)
+        if residual == "sew" and not plain:
+            shortcut.append(nn.ReLU())  # spikes are added to spikes
+        self.shortcut = shortcut
         self.act2 = nn.ReLU()
         self.residual = residual
-        if residual == "sew" and not plain:
-            self.shortcut.append(nn.ReLU())  # spikes are added to spikes
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.second(self.drop(self.act1(self.first(x))))
