@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -350,7 +351,8 @@ class Rows:
 
     def norm(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a normalisation."""
-        seq = self.run.sequence(x.detach(), name, 1)
+        spatial = re.search(r"Norm([23])d$", type(layer).__name__)
+        seq = self.run.sequence(x.detach(), name, int(spatial[1]) + 1 if spatial else 1)
         shape = tuple(seq.shape[2:])
 
         def make(key: str) -> LayerTrace:
