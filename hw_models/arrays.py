@@ -229,9 +229,7 @@ class Crossbar(nn.Module):
         """Whether a product is one linear map plus Gaussian noise, so that it costs what an ideal product does."""
         return not self.config.converts and self._curved is None and (self.config.read != "resample" or not self._noisy)
 
-    def linear(
-        self, x: Tensor, product: Product, gain: Tensor | None = None, offset: Tensor | None = None
-    ) -> Tensor:
+    def linear(self, x: Tensor, product: Product, gain: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
         """`product(x, matrix, offset)` with the noise of one fresh read; product is linear in both, such as a convolution.
 
         `gain` [n] multiplies each output and its noise, `offset` [n] is added.

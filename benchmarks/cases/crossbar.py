@@ -7,7 +7,8 @@ solution of all nodes. The set-up of the wires is a row of its own, beside the s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from spiking.benchmarks.run import Row, interleaved
@@ -52,8 +53,8 @@ def _rows(quick: bool, device: str) -> Iterable[Row]:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    contestants = {"torch": lambda: torch.nn.functional.linear(x, weight)}
-    contestants |= {name: lambda array=array: run(array) for name, array in arrays.items()}
+    contestants: dict[str, Callable[[], object]] = {"torch": lambda: torch.nn.functional.linear(x, weight)}
+    contestants |= {name: partial(run, array) for name, array in arrays.items()}
     resampled = Crossbar(weight.cpu(), "rram-40nm", ArrayConfig(read="resample"))
     few = x[:8].cpu()
     contestants["every device resampled"] = lambda: resampled(few)
