@@ -6,9 +6,9 @@ solution of all nodes. The set-up of the wires is a row of its own, beside the s
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from spiking.benchmarks.run import Row, interleaved
@@ -54,7 +54,7 @@ def _rows(quick: bool, device: str) -> Iterable[Row]:
             torch.cuda.synchronize()
 
     contestants: dict[str, Callable[[], object]] = {"torch": lambda: torch.nn.functional.linear(x, weight)}
-    contestants |= {name: functools.partial(run, array) for name, array in arrays.items()}
+    contestants |= {name: partial(run, array) for name, array in arrays.items()}
     resampled = Crossbar(weight.cpu(), "rram-40nm", ArrayConfig(read="resample"))
     few = x[:8].cpu()
     contestants["every device resampled"] = lambda: resampled(few)

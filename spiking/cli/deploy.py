@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,9 @@ def deploy(
     presets: Annotated[bool, typer.Option("--list", help="List the presets.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
+    from spiking.cli.config import named_as_written
     from spiking.hw_models import ArrayConfig, available_cells, load_cell, monte_carlo
+    from spiking.hw_models.devices import check_kelvin, check_time
     from spiking.hw_models.wires import Wires
 
     if presets:
@@ -74,9 +77,18 @@ def deploy(
         raise SpikingError("spiking deploy: got no RUN or no --preset; expected both. --list shows the presets.")
     cells = [load_cell(name) for name in preset]
     times = [_seconds(text) for text in time or ["0"]]
-    config = ArrayConfig(
-        adc_bits=adc_bits, adc_range="calibrated" if adc_bits is not None else "max", wires=Wires(wire, wire)
-    )
+    for t in times:
+        check_time("--time", t)
+    for temperature in kelvin or []:
+        check_kelvin("--kelvin", temperature)
+    if trials < 1:
+        raise SpikingError(f"--trials: got {trials}; expected at least one chip.")
+    if not 0 <= wire < math.inf:
+        raise SpikingError(f"--wire: got {wire} ohms; expected 0 or more.")
+    with named_as_written(ArrayConfig, lambda path: "--adc-bits" if path == "adc_bits" else ""):
+        config = ArrayConfig(
+            adc_bits=adc_bits, adc_range="calibrated" if adc_bits is not None else "max", wires=Wires(wire, wire)
+        )
     if compensate not in ("none", "array", "column"):
         raise SpikingError(f"--compensate: got {compensate!r}; expected none, array or column.")
     if calibrate < 1 and adc_bits is not None:

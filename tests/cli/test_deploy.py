@@ -97,16 +97,20 @@ def test_presets_are_listed(spiking):
         (("nowhere", "--preset", "pcm"), "nowhere: not a finished run"),
         (("pretrained", "--preset", "pmc"), "cell: got 'pmc'"),
         (("pretrained", "--preset", "pcm", "--time", "soon"), "--time: got 'soon'; expected seconds"),
-        (("pretrained", "--preset", "pcm", "--time=-1"), "got t=-1.0; expected seconds since programming, 0 or more"),
-        (("pretrained", "--preset", "pcm", "--kelvin", "25"), "got 25.0 K; expected kelvin"),
+        (
+            ("pretrained", "--preset", "pcm", "--time=-1"),
+            "--time: got t=-1.0; expected seconds since programming, 0 or more",
+        ),
+        (("pretrained", "--preset", "pcm", "--kelvin", "25"), "--kelvin: got 25.0 K; expected kelvin"),
         (("pretrained", "--preset", "pcm", "--compensate", "both"), "--compensate: got 'both'"),
-        (("pretrained", "--preset", "pcm", "--adc-bits", "0"), "ArrayConfig.adc_bits: got 0 bits"),
+        (("pretrained", "--preset", "pcm", "--adc-bits", "0"), "--adc-bits: got 0 bits; expected 2 to 32"),
         (
             ("pretrained", "--preset", "pcm", "--adc-bits", "6", "--calibrate", "0"),
             "--adc-bits: got it with --calibrate 0",
         ),
+        (("pretrained", "--preset", "pcm", "--wire=-1"), "--wire: got -1.0 ohms; expected 0 or more"),
         (("pretrained", "--preset", "pcm", "--limit", "0"), "--limit: got 0"),
-        (("pretrained", "--preset", "pcm", "--trials", "0"), "monte_carlo: got 0 trials"),
+        (("pretrained", "--preset", "pcm", "--trials", "0"), "--trials: got 0; expected at least one chip"),
     ],
 )
 def test_bad_input_is_told_in_one_line(spiking, recordings, arguments, message):

@@ -461,6 +461,35 @@ def test_a_stopped_study_goes_on_to_the_same_figures(task, tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
+KILLED = """
+import sys, torch
+from spiking.hw_models import monte_carlo
+net, data = torch.load(sys.argv[1], weights_only=False)
+monte_carlo(net, data, "pcm", trials=10_000, out=sys.argv[2], progress=True)
+"""
+
+
+def test_a_study_that_was_killed_goes_on(task, tmp_path):
+    net, data = task
+    (tmp_path / "study.py").write_text(KILLED, encoding="utf-8")
+    torch.save(task, tmp_path / "task.pt")
+    command = [sys.executable, str(tmp_path / "study.py"), str(tmp_path / "task.pt"), str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for _ in range(4):
+            running.stderr.readline()
+        running.kill()
+    assert running.returncode == -9
+    path = tmp_path / "out/trials-0.jsonl"
+    before = path.read_text(encoding="utf-8").splitlines()
+    assert len(before) >= 4
+    resumed = monte_carlo(net, data, "pcm", trials=len(before) + 2, out=tmp_path / "out", progress=False)
+    assert np.array_equal(
+        resumed.accuracy, monte_carlo(net, data, "pcm", trials=len(before) + 2, progress=False).accuracy
+    )
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= len(before) + 3
+
+
 def test_a_folder_of_another_study_is_refused(task, tmp_path):
     study(task, out=tmp_path, trials=1)
     with pytest.raises(SpikingError, match=r"setting\.json: the study was started with seed=0; got 1"):
