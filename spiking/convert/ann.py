@@ -175,7 +175,7 @@ def spiking_body(ann: nn.Module, example: Tensor, neuron: Callable[[], nn.Module
     >>> spiking_body(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.zeros(1, 2), retrainable_lif)[0]
     Linear(in_features=2, out_features=2, bias=True)
     """
-    pieces = read(ann, example).pieces
+    pieces = _with_gains(read(ann, example))
     for piece in pieces:
         if piece.kind == "neuron":
             piece.module = neuron()
@@ -274,7 +274,7 @@ def _with_gains(reading: Reading) -> list[Piece]:
     pieces: list[Piece] = []
 
     def gain(name: str, source: str, reference: str) -> str:
-        made = Piece(name, "gain", _Gain(), [source], name, did=reference)
+        made = Piece(name, "gain", _Gain(), [source], name, reference=reference)
         pieces.append(made)
         return made.name
 
@@ -331,7 +331,7 @@ class _Conversion:
 
     def __init__(self, reading: Reading, x: Tensor, config: ConversionConfig) -> None:
         self.reading, self.x, self.config = reading, x, config
-        self.pieces = _with_gains(reading) if config.rescale else reading.pieces
+        self.pieces = _with_gains(reading)
         wanted = {p.node for p in self.pieces if p.kind == "neuron" and p.node is not None}
         recorded = _Recorded(reading.traced, wanted)
         with torch.no_grad():
@@ -350,9 +350,9 @@ class _Conversion:
                 assert isinstance(piece.module, (nn.Conv2d, nn.Linear))
                 piece.module.weight.mul_(unit)
                 unit = 1.0
-            elif piece.kind == "gain":
+            elif piece.kind == "gain" and self.config.rescale:
                 assert isinstance(piece.module, _Gain)
-                reference = self.unit[piece.did]
+                reference = self.unit[piece.reference]
                 piece.module.value.fill_(unit / reference)
                 unit = reference
             elif piece.kind == "neuron":
