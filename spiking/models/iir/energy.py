@@ -23,7 +23,8 @@ def published_energy(trace: EventTrace) -> tuple[float, float]:
         E_ANN = 4.6 pJ·Σ MAC_l;   E_SNN = 4.6 pJ·MAC_1 + 0.9 pJ·Σ_{l>1} r_l·MAC_l
 
     r_l are the spikes per neuron over all steps of the neurons that layer l reads (its non-zero inputs where sums of scaled
-    spikes hide them), MAC_l counts padding, and the first layer is counted once. Membranes, weights and what pooling does to spikes cost nothing here: compare `price`.
+    spikes hide them), MAC_l counts padding, and the first layer is counted once. Membranes, weights and what pooling does to
+    spikes cost nothing here: compare `price`.
     Errors: SpikingError for a trace without samples.
     Source: Chowdhury, Rathi & Roy 2021 (arXiv 2110.05929), section on energy.
 

@@ -21,6 +21,7 @@ from spiking import compile_events, hw_models
 from spiking.convert import SpikingNet, from_ann
 from spiking.datasets import Images, read_images
 from spiking.errors import SpikingError
+from spiking.layer import Sequential
 from spiking.models.iir.data import ImageBatches, statistics
 from spiking.models.iir.energy import price
 from spiking.models.iir.ladder import LadderConfig, LadderResult, StageReport, reduce_timesteps
@@ -305,7 +306,7 @@ def run(recipe: Recipe, out: Path, resume: bool = False, display: Display | None
     best = max(results, key=lambda n: results[n].stages[-1].validation_accuracy)
     metrics["best_start"] = best
     network = results[best].model
-    metrics["latency"] = _latencies(ann, results[best], data)
+    metrics["latency"] = _latencies(ann, results, data)
     _save_model(network, recipe, data, out, results[best].stages[-1])
     metrics["report"] = _report(network, data, out, results[best].stages[-1])
     metrics["seconds"] = round(time.perf_counter() - began, 1)
@@ -328,8 +329,11 @@ def _start(
         sigma=recipe.sigma,
     )
     display.message(str(network.report))
+    config = recipe.ladder(preset)
+    if recipe.preset == "compare":
+        config = replace(config, on_silent="warn")  # one start must not keep the others from being seen
     result = reduce_timesteps(
-        network, data.train, data.validation, schedule, config=recipe.ladder(preset), test=data.test,
+        network, data.train, data.validation, schedule, config=config, test=data.test,
         run_dir=out / name, resume=resume, display=display,
     )  # fmt: skip
     stages = [{**asdict(stage), "test": stage.test._asdict() if stage.test else None} for stage in result.stages]
@@ -358,15 +362,15 @@ def _graded(ann: nn.Module, recipe: Recipe, data: Data, trainer: Trainer) -> dic
     return {"levels": recipe.graded_levels, "test": found._asdict(), "energy": energy}
 
 
-def _latencies(ann: nn.Module, result: LadderResult, data: Data, repeats: int = 20) -> dict[str, float]:
+def _latencies(ann: nn.Module, results: dict[str, LadderResult], data: Data, repeats: int = 20) -> dict[str, float]:
     """Seconds of one image on this machine: the conventional network, and each stage's network compiled for events."""
     images = data.calibration[:repeats]
-    found = {"ann": _best_time(ann, [x[None] for x in images])}
-    for timesteps, network in result.models.items():
-        if not isinstance(network, SpikingNet) or not hasattr(network.body, "step") or isinstance(ann, ResNet):
-            continue
-        shown = [x[None].expand(timesteps, 1, *x.shape).contiguous() for x in images]
-        found[f"events_T{timesteps}"] = _best_time(compile_events(network, shown[0]), shown)
+    found = {"conventional": _best_time(ann, [x[None] for x in images])}
+    for name, result in results.items():
+        for timesteps, network in result.models.items():
+            if isinstance(network, SpikingNet) and isinstance(network.body, Sequential):
+                shown = [x.expand(timesteps, 1, *x.shape).contiguous() for x in images]
+                found[f"{name} T={timesteps}"] = _best_time(compile_events(network, shown[0]), shown)
     return found
 
 
