@@ -9,6 +9,7 @@ Source: LeCun, Cortes, Burges (MNIST); Xiao, Rasul, Vollgraf 2017 (arXiv 1708.07
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import pickle
@@ -126,7 +127,8 @@ def _cifar(source: Path, members: dict[str, Callable[[], bytes]], train: bool) -
     files = {Path(name).name: read for name, read in members.items()}
     hundred = "train" in files or "train.bin" in files or "fine_label_names.txt" in files
     if hundred:
-        wanted = [name for name in (("train", "train.bin") if train else ("test", "test.bin")) if name in files][:1]
+        split = "train" if train else "test"
+        wanted = [name for name in (split, f"{split}.bin") if name in files][:1]
     else:
         pattern = re.compile(r"data_batch_\d(\.bin)?" if train else r"test_batch(\.bin)?")
         wanted = sorted(name for name in files if pattern.fullmatch(name))
@@ -178,7 +180,10 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "numpy" and name in self.ALLOWED:
-            return getattr(np._core.multiarray, name, None) or getattr(np, name)
+            core: Any = importlib.import_module(
+                "numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray"
+            )
+            return getattr(core, name, None) or getattr(np, name)
         if (module, name) == ("_codecs", "encode"):
             import _codecs
 

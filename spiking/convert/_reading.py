@@ -38,6 +38,7 @@ class Piece:
     node: fx.Node | None = None
     did: str = ""
     shape: tuple[int, ...] = ()
+    reference: str = ""  # of a gain: the piece in whose units its output is
 
 
 @dataclass

@@ -3,15 +3,16 @@
 `from_ann` reads a torch network of convolutions, linear layers, batch norms, ReLU, pooling, dropout and additions, puts a
 neuron where each ReLU was, finds the neurons' thresholds on calibration images, and measures what the conversion cost.
 
-A spike stands for an amount of the activation that it replaces: the threshold, in the units of the network it came from.
-With `rescale=True` the weights behind a neuron are multiplied by that amount, so that every current, bias and sum has the
-conventional network's units; without it weights stay as they are, and what biases and shortcuts lose is left to training.
+A spike has the size 1 and stands for an amount of the activation that it replaces: the product of the thresholds up to
+there. Weights stay as they are, and thresholds take the amounts up; a chain without biases needs no more. With `rescale=True`
+biases are divided by the amount that their input stands for, and what meets in a sum is brought to one amount; without it, as
+published, what biases and shortcuts lose is left to training.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -175,7 +176,7 @@ def spiking_body(ann: nn.Module, example: Tensor, neuron: Callable[[], nn.Module
     >>> spiking_body(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.zeros(1, 2), retrainable_lif)[0]
     Linear(in_features=2, out_features=2, bias=True)
     """
-    pieces = read(ann, example).pieces
+    pieces = _with_gains(read(ann, example))
     for piece in pieces:
         if piece.kind == "neuron":
             piece.module = neuron()
@@ -256,7 +257,7 @@ def _images(batches: Tensor | Iterable[Any], n: int) -> Tensor:
 
 
 class _Gain(nn.Module):
-    """Spikes in the units of what they are added to."""
+    """What is added to something, in units of that."""
 
     value: Tensor
 
@@ -269,29 +270,28 @@ class _Gain(nn.Module):
 
 
 def _with_gains(reading: Reading) -> list[Piece]:
-    """The pieces, with a gain wherever spikes are added to something, or are the output."""
+    """The pieces, with a gain wherever what meets in a sum, or is the output, cannot take up a factor in weights of its own."""
+    used = Counter(name for piece in reading.pieces for name in piece.inputs)
+    own = {piece.name for piece in reading.pieces if piece.kind == "weights" and used[piece.name] == 1}
     spikes: dict[str, bool] = {INPUT: False}
     pieces: list[Piece] = []
 
     def gain(name: str, source: str, reference: str) -> str:
-        made = Piece(name, "gain", _Gain(), [source], name, did=reference)
+        made = Piece(name, "gain", _Gain(), [source], name, reference=reference)
         pieces.append(made)
         return made.name
 
     for piece in reading.pieces:
+        spikes[piece.name] = piece.kind == "neuron" or (
+            piece.kind != "weights" and all(spikes[name] for name in piece.inputs)
+        )
         if piece.kind == "add":
-            both = [spikes[name] for name in piece.inputs]
-            reference = piece.inputs[0] if all(both) else INPUT
-            piece = replace(
-                piece,
-                inputs=[
-                    gain(f"{piece.name}_gain{i}", name, reference) if spikes[name] and name != reference else name
-                    for i, name in enumerate(piece.inputs)
-                ],
-            )
-            spikes[piece.name] = all(both)
-        else:
-            spikes[piece.name] = piece.kind == "neuron" or (piece.kind == "pass" and spikes[piece.inputs[0]])
+            reference = next((name for name in piece.inputs if name not in own), piece.inputs[0])
+            inputs = [
+                name if name == reference or name in own else gain(f"{piece.name}_gain{i}", name, reference)
+                for i, name in enumerate(piece.inputs)
+            ]
+            piece = replace(piece, inputs=inputs, reference=reference)
         pieces.append(piece)
     if spikes[reading.output]:
         gain("output_gain", reading.output, INPUT)
@@ -331,7 +331,8 @@ class _Conversion:
 
     def __init__(self, reading: Reading, x: Tensor, config: ConversionConfig) -> None:
         self.reading, self.x, self.config = reading, x, config
-        self.pieces = _with_gains(reading) if config.rescale else reading.pieces
+        self.pieces = _with_gains(reading)
+        self._named = {piece.name: piece for piece in self.pieces}
         wanted = {p.node for p in self.pieces if p.kind == "neuron" and p.node is not None}
         recorded = _Recorded(reading.traced, wanted)
         with torch.no_grad():
@@ -347,12 +348,16 @@ class _Conversion:
         for piece in self.pieces:
             unit = self.unit[piece.inputs[0]]
             if piece.kind == "weights" and self.config.rescale:
-                assert isinstance(piece.module, (nn.Conv2d, nn.Linear))
-                piece.module.weight.mul_(unit)
-                unit = 1.0
-            elif piece.kind == "gain":
+                _scale(piece, 1.0, 1 / unit)
+            elif piece.kind == "add" and self.config.rescale:
+                unit = self.unit[piece.reference]
+                for name in piece.inputs:
+                    if self.unit[name] != unit:
+                        _scale(self._named[name], self.unit[name] / unit, self.unit[name] / unit)
+                        self.unit[name] = unit
+            elif piece.kind == "gain" and self.config.rescale:
                 assert isinstance(piece.module, _Gain)
-                reference = self.unit[piece.did]
+                reference = self.unit[piece.reference]
                 piece.module.value.fill_(unit / reference)
                 unit = reference
             elif piece.kind == "neuron":
@@ -363,10 +368,23 @@ class _Conversion:
                 self.trains.run(piece)
                 self.trains.done_with(piece)
             self.unit[piece.name] = unit
+        if self.config.rescale and self.config.method != "balance":
+            self._scale_output()
         if self.config.sigma != 1:
             for piece in self.pieces:
                 if isinstance(piece.module, Neuron):
                     piece.module.threshold.mul_(self.config.sigma)  # type: ignore[union-attr, operator]
+
+    def _scale_output(self) -> None:
+        """Bring the scores to the network's units, in the last weights; training would begin elsewhere with that."""
+        name = self.reading.output
+        while name in self._named and self._named[name].kind == "pass":
+            name = self._named[name].inputs[0]
+        last = self._named.get(name)
+        if last is not None and last.kind == "weights" and sum(name in p.inputs for p in self.pieces) <= 1:
+            unit = self.unit[name]
+            _scale(last, unit, unit)
+            self.unit[self.reading.output] = self.unit[name] = 1.0
 
     def finish(self) -> ConvertedNet:
         output = self.pieces[-1].name if self.pieces[-1].name == "output_gain" else self.reading.output
@@ -441,13 +459,13 @@ class _Conversion:
 
     def _correct_bias(self, piece: Piece, unit: float) -> None:
         """Move the biases of the layer that drives these neurons by the mean difference of each channel."""
-        before = next((p for p in self.pieces if p.name == piece.inputs[0]), None)
+        before = self._named.get(piece.inputs[0])
         if before is None or before.kind != "weights" or not self.config.rescale:
             return
         assert isinstance(before.module, (nn.Conv2d, nn.Linear))
         rest = [axis for axis in range(self.ann[piece.name].dim()) if axis != 1]
         self.trains.run(piece)
-        missing = (self.ann[piece.name] - unit * self.trains.rates(piece)).mean(rest)
+        missing = (self.ann[piece.name] - unit * self.trains.rates(piece)).mean(rest) / self.unit[before.name]
         if before.module.bias is None:
             before.module.bias = nn.Parameter(torch.zeros_like(missing))
         before.module.bias.add_(missing)
@@ -471,7 +489,7 @@ class _Conversion:
 
     def _row(self, piece: Piece, rates: dict[str, Tensor]) -> LayerReport:
         if piece.kind == "gain":
-            return LayerReport(piece.name, piece.source, f"spikes times {float(piece.module.value):.4g}")  # type: ignore[union-attr, arg-type]
+            return LayerReport(piece.name, piece.source, f"times {float(piece.module.value):.4g}")  # type: ignore[union-attr, arg-type]
         if piece.kind != "neuron":
             return LayerReport(piece.name, piece.source, piece.did or "added")
         assert isinstance(piece.module, Neuron)
@@ -485,6 +503,13 @@ class _Conversion:
             rate=float(rates[piece.name].mean()),
             error=_relative(unit * rates[piece.name], self.ann[piece.name]),
         )
+
+
+def _scale(piece: Piece, weights: float, bias: float) -> None:
+    assert isinstance(piece.module, (nn.Conv2d, nn.Linear))
+    piece.module.weight.mul_(weights)
+    if piece.module.bias is not None:
+        piece.module.bias.mul_(bias)
 
 
 def _note_rate(kept: list[Tensor]) -> Callable[..., None]:

@@ -147,17 +147,21 @@ def test_balancing_over_one_step_sets_the_rates(ann, images, q):
     assert all(abs(rate - (1 - q / 100)) < 0.01 for rate in rates)
 
 
-def test_rescaling_keeps_the_spikes_of_a_chain_without_biases(golden):
+def test_rescaling_changes_nothing_in_a_chain_without_biases(golden):
     ann, g = golden_ann(golden, "net_a")
-    x = torch.rand(g["x"].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    for p in ann.double().parameters():
-        p.data += 0.01 * torch.randn_like(p)  # dyadic weights make ties, which rounding decides
+    x = torch.tensor(g["x"])
     plain, rescaled = (from_ann(ann, x, timesteps=3, rescale=r) for r in (False, True))
-    for a, b in zip(plain.report.layers, rescaled.report.layers):
-        assert a.rate == b.rate
-    unit = next(row.unit for row in reversed(plain.report.layers) if row.unit is not None)
-    torch.testing.assert_close(plain.scores(x) * unit, rescaled.scores(x), rtol=1e-9, atol=1e-9)
+    assert torch.equal(plain.scores(x), rescaled.scores(x))
+
+
+def test_rescaling_divides_biases_by_what_a_spike_stands_for(golden):
+    ann, g = golden_ann(golden, "net_bias")
+    x = torch.tensor(g["x"])
+    net = from_ann(ann, x, timesteps=3)
+    unit = net.report.layers[1].unit
+    assert unit == net.report.layers[1].threshold
+    torch.testing.assert_close(net.body[3].bias, ann[3].bias / unit)
+    assert torch.equal(net.body[0].bias, ann[0].bias)
 
 
 def test_sigma_scales_all_thresholds(ann, images):
@@ -347,7 +351,7 @@ def test_arguments_out_of_range(options, message):
 
 def test_bodies_without_calibration_and_wired_errors():
     body = spiking_body(chain(), torch.rand(2, 4), retrainable_lif)
-    assert [type(layer).__name__ for layer in body] == ["Linear", "LIF"]
+    assert [type(layer).__name__ for layer in body] == ["Linear", "LIF", "_Gain"]  # spikes become scores
     with pytest.raises(SpikingError, match=r'Wired: layer "a": got input from "b"'):
         Wired({"a": nn.Identity()}, {"a": ("b",)})
     with pytest.raises(SpikingError, match=r"Wired\.state: got 2 entries; expected 1"):

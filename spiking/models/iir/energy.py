@@ -22,8 +22,9 @@ def published_energy(trace: EventTrace) -> tuple[float, float]:
 
         E_ANN = 4.6 pJ·Σ MAC_l;   E_SNN = 4.6 pJ·MAC_1 + 0.9 pJ·Σ_{l>1} r_l·MAC_l
 
-    r_l are the spikes per neuron over all steps of the neurons that layer l reads, MAC_l counts padding, and the first layer
-    is counted once. Membranes, weights and what pooling does to spikes cost nothing here: compare `price`.
+    r_l are the spikes per neuron over all steps of the neurons that layer l reads (its non-zero inputs where sums of scaled
+    spikes hide them), MAC_l counts padding, and the first layer is counted once. Membranes, weights and what pooling does to
+    spikes cost nothing here: compare `price`.
     Errors: SpikingError for a trace without samples.
     Source: Chowdhury, Rathi & Roy 2021 (arXiv 2110.05929), section on energy.
 
@@ -43,21 +44,27 @@ def published_energy(trace: EventTrace) -> tuple[float, float]:
             continue
         conventional += E_MAC * row.dense_padded
         sources = _neurons_before(row, rows)
-        rate = sum(int(r.counts["spikes"].sum()) / (r.n_outputs * trace.n_samples) for r in sources)
-        spiking_one += row.dense_padded * (E_AC * rate if sources else E_MAC)
+        if sources is None:
+            rate = int(row.counts["in_nnz"].sum()) / (row.n_inputs * trace.n_samples)
+        else:
+            rate = sum(int(r.counts["spikes"].sum()) / (r.n_outputs * trace.n_samples) for r in sources)
+        spiking_one += row.dense_padded * (E_MAC if sources == [] else E_AC * rate)
     return spiking_one, conventional
 
 
-def _neurons_before(row: LayerTrace, rows: dict[str, LayerTrace]) -> list[LayerTrace]:
-    """The neuron rows that a row's operand comes from, through pooling and sums."""
-    found = []
+def _neurons_before(row: LayerTrace, rows: dict[str, LayerTrace]) -> list[LayerTrace] | None:
+    """The neuron rows that a row's operand comes from, through pooling and sums; None where a sum does not tell of all its parts."""
+    found: list[LayerTrace] = []
+    if row.kind == "add" and len(row.operand_of) < 2:
+        return None
     for name in row.operand_of:
         before = rows.get(name)
-        if before is None:
+        if before is None or before.is_weight_layer:
             continue
-        found += (
-            [before] if before.kind == "neuron" else [] if before.is_weight_layer else _neurons_before(before, rows)
-        )
+        further = [before] if before.kind == "neuron" else _neurons_before(before, rows)
+        if further is None:
+            return None
+        found += further
     return found
 
 
