@@ -131,8 +131,8 @@ class Rows:
         sample, rest = np.divmod(where, math.prod(whole.shape[1:]))
         step, index = np.divmod(rest, whole.shape[2])
         value = whole.reshape(-1)[torch.from_numpy(where).to(whole.device)].float().cpu().numpy()
-        at = (sample, step + steps.start, index)
-        done.where.append(Events(*(a.astype(np.uint32) for a in at), value))
+        sample, step, index = (a.astype(np.uint32) for a in (sample, step + steps.start, index))
+        done.where.append(Events(sample, step, index, value))
 
     def _fan(self, name: str, layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
         now = version(layer.weight)

@@ -403,7 +403,8 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
     if len(layers) > 2 and _convolves(first, x) and _normalises(second, layers[2], _out_shape(first, x), x.dtype):
         return _then_neuron(_conv_pooled(first, layers[2], x), second, layers[3:], states[3:], 3)
     if _averages(first, second, x):
-        weight = event_conv_ops.averaged(first.weight, window := _window(second))
+        window = _window(second) or 1
+        weight = event_conv_ops.averaged(first.weight, window)
         run = functools.partial(event_conv_ops.conv2d, weight=weight, bias=first.bias, stride=[window] * 2)
         return _images(first, x, functools.partial(run, padding=first.call[1], groups=first.groups)), None, None
     if _normalises(first, second, tuple(x.shape), x.dtype):
