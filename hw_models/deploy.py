@@ -137,10 +137,7 @@ class ArrayConv2d(_OnArray, nn.Conv2d):
         return self._digital(self._converted(x) if self.array.converts_outputs_only else self._by_windows(x))
 
     def _convolve(self, x: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
-        weight = matrix.reshape(self.weight.shape)
-        if sums_spikes(self):
-            return event_conv_ops.conv2d(x, weight, offset, list(self.stride), list(self.padding), 1)  # type: ignore[arg-type]
-        return self._conv_forward(x, weight, offset)
+        return convolve(self, x, matrix.reshape(self.weight.shape), offset)
 
     def calibrate_converters(self, x: Tensor) -> None:
         """Set the range of "calibrated" converters by an input of the layer."""
@@ -185,6 +182,13 @@ class ArrayConv2d(_OnArray, nn.Conv2d):
         padded = self._padded(x)
         windows = tf.unfold(padded, self.kernel_size, self.dilation, 0, self.stride)
         return windows.transpose(1, 2), self._size(padded.shape[-2:])
+
+
+def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The layer's convolution with another weight, by its spikes alone where that is quicker."""
+    if sums_spikes(layer):
+        return event_conv_ops.conv2d(x, weight, bias, list(layer.stride), list(layer.padding), layer.groups)  # type: ignore[arg-type]
+    return layer._conv_forward(x, weight, bias)
 
 
 def _supported(layer: nn.Module) -> bool:
@@ -326,4 +330,4 @@ def _calibrate_converters(model: nn.Module, x: Tensor) -> None:
             handle.remove()
 
 
-__all__ = ["ArrayConv2d", "ArrayLinear", "age", "array_layers", "check_layers", "deploy", "replace_layers"]
+__all__ = ["ArrayConv2d", "ArrayLinear", "age", "array_layers", "check_layers", "convolve", "deploy", "replace_layers"]

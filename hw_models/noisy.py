@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -12,11 +13,10 @@ import torch
 from spiking.cuda_kernels import event_linear_ops
 from spiking.hw_models.arrays import Crossbar
 from spiking.hw_models.cellfile import load_cell
-from spiking.hw_models.deploy import check_layers, replace_layers
+from spiking.hw_models.deploy import check_layers, convolve, replace_layers
 from spiking.hw_models.devices import Cell
 from spiking.hw_models.placement import ArrayConfig
 from torch import Tensor, nn
-from torch.nn import functional as tf
 
 from spiking.errors import SpikingError
 
@@ -58,7 +58,7 @@ class NoisyLinear(_Noisy, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return event_linear_ops.linear(input, self.weight, self.bias)
-        y = self._run(input, self.weight, tf.linear)
+        y = self._run(input, self.weight, event_linear_ops.linear)
         return y if self.bias is None else y + self.bias
 
 
@@ -69,8 +69,8 @@ class NoisyConv2d(_Noisy, nn.Conv2d):
         if input.dim() == 5:
             return self.forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
         if not self.training:
-            return self._conv_forward(input, self.weight, self.bias)
-        y = self._run(input, self.weight, lambda x, w: self._conv_forward(x, w, None))
+            return convolve(self, input, self.weight, self.bias)
+        y = self._run(input, self.weight, partial(convolve, self))
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
