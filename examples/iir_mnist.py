@@ -43,7 +43,7 @@ recipe = Recipe(
 )
 recipe = replace(recipe, train=replace(recipe.train, epochs=arguments.epochs))
 if arguments.quick:
-    recipe = replace(recipe, width=0.1, stage_epochs=1, train=replace(recipe.train, epochs=4, batch_size=32))
+    recipe = replace(recipe, width=0.1, stage_epochs=1, train=replace(recipe.train, epochs=8, lr=0.05))
 
 
 def digits() -> tuple[Images, Images]:
