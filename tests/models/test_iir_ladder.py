@@ -216,6 +216,9 @@ def test_stages_report_and_leave_the_model_as_it_was(ann, data):
         assert stage.seconds_per_image > 0
     assert found.stages[0].validation_accuracy > 0.9
     assert found.stages[0].energy["published"]["snn"] > found.stages[2].energy["published"]["snn"]
+    assert spiking.compile_events(
+        found.model, data.x.transpose(0, 1), strict=True
+    )  # nothing of the trainer is left in it
     scores = found.models[2].scores(data.x[:, 0], timesteps=2)
     assert (scores.argmax(1) == data.labels).float().mean() == pytest.approx(found.stages[1].test.value)
 

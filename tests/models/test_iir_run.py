@@ -45,7 +45,7 @@ def small(folder, **options):
 
 
 def test_a_run_leaves_everything_in_its_folder(folder, tmp_path):
-    found = run(small(folder, preset="compare"), tmp_path, display=Display())
+    found = run(small(folder, preset="compare", percentile=95.0), tmp_path, display=Display())
     assert {"ann", *PRESETS, "metrics.json", "model", "trace.h5", "report.html"} < {p.name for p in tmp_path.iterdir()}
     assert found["ann"]["value"] > 0.9
     assert found["graded"]["test"]["value"] > 0.8
@@ -68,10 +68,14 @@ def test_a_run_leaves_everything_in_its_folder(folder, tmp_path):
     assert EventTrace.load(tmp_path / "trace.h5").n_steps == 1
 
 
-@pytest.mark.parametrize("options", [{"residual": "sum"}, {"residual": "sew"}, {"residual": "sum", "batch_norm": True}])
+@pytest.mark.parametrize(
+    "options", [{"residual": "sum"}, {"residual": "sew"}, {"batch_norm": True, "percentile": 97.0}]
+)
 def test_residual_networks_and_batch_norms(folder, tmp_path, options):
-    recipe = small(folder, network="resnet12", width=0.06, schedule="2,1", graded_levels=1, **options)
-    found = run(replace(recipe, train=replace(TRAIN, epochs=1), percentile=80.0), tmp_path, display=Display())
+    recipe = small(
+        folder, network="resnet12", width=0.1, schedule="2,1", calibration_steps=1, graded_levels=1, **options
+    )
+    found = run(recipe, tmp_path, display=Display())
     assert found["graded"] is None
     assert [stage["timesteps"] for stage in found["starts"]["short"]["stages"]] == [2, 1]
     assert SpikingResNet.from_pretrained(tmp_path / "model").timesteps == 1

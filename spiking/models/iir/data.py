@@ -71,7 +71,8 @@ class ImageBatches:
                     f"ImageBatches.{name}: got {values}; expected one number or {images.shape[1]}, one a channel"
                     f"{', above 0' if name == 'std' else ''}."
                 )
-        self.images, self.labels = torch.from_numpy(np.ascontiguousarray(images)), np.asarray(labels, np.int64)
+        self.images = torch.from_numpy(images if images.flags.writeable else images.copy())
+        self.labels = np.asarray(labels, np.int64)
         self.mean, self.std = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
         self.crop, self.flip, self.seed = crop, flip, seed
         self.indices = np.arange(len(images))

@@ -28,6 +28,7 @@ from spiking.training import Batches, Objective, TrainConfig, Trainer, milestone
 __all__ = ["LadderConfig", "LadderResult", "StageReport", "reduce_timesteps"]
 
 LEAST_THRESHOLD = 1e-3
+MOST_LOST = 3.0  # percentage points between two stages
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,12 @@ def reduce_timesteps(
                 layer.p = settings.dropout  # type: ignore[assignment]
     result = LadderResult([], {})
     for timesteps in steps:
-        network = copy.deepcopy(network)
-        run = _StageRun(Stage(network, timesteps), settings, folder, resume, display)
+        run = _StageRun(Stage(copy.deepcopy(network), timesteps), settings, folder, resume, display)
         report = run.finished() or run.train(train, validation, test)
+        network = copy.deepcopy(network)  # not the one that was trained, which the trainer's hooks watch
+        network.load_state_dict(run.stage.network.state_dict())
+        if result.stages:
+            _look_at_drop(result.stages[-1], report, display)
         result.stages.append(report)
         result.models[timesteps] = network.eval()
         display.message(str(report))
@@ -212,6 +216,17 @@ def _checked(schedule: Sequence[int]) -> tuple[int, ...]:
             "before, such as 5, 4, 3, 2, 1."
         )
     return steps
+
+
+def _look_at_drop(before: StageReport, after: StageReport, display: Display) -> None:
+    lost = 100 * (before.validation_accuracy - after.validation_accuracy)
+    if lost > MOST_LOST:
+        text = (
+            f"T={after.timesteps} lost {lost:.1f} points against T={before.timesteps}. Take a smaller step in between, train "
+            "longer, or start at the last number of steps with thresholds calibrated over as many."
+        )
+        after.warnings.append(text)
+        display.message(f"warning: {text}")
 
 
 def _note_settings(folder: Path | None, steps: tuple[int, ...], config: LadderConfig, resume: bool) -> None:

@@ -29,7 +29,7 @@ from spiking.progress import Display, open_display
 from spiking.split import hold_out, proportion
 from spiking.training import Objective, TrainConfig, Trainer, milestones, seed_for
 
-__all__ = ["PRESETS", "Preset", "Recipe", "build", "open_images", "parse_schedule", "run", "train_ann"]
+__all__ = ["PRESETS", "Preset", "Recipe", "build", "open_images", "parse_schedule", "run", "split", "train_ann"]
 
 FOLDERS = {  # below the root, for the sets that have a name
     "mnist": ("mnist",),
@@ -176,6 +176,14 @@ def open_images(recipe: Recipe) -> Data:
     """
     place = _place(recipe)
     train, test = (read_images(place, train=split) for split in (True, False))
+    return split(recipe, train, test, str(place))
+
+
+def split(recipe: Recipe, train: Images, test: Images, place: str = "images") -> Data:
+    """Images in memory, with a part of the training images held out, normalised and, if they are natural, augmented.
+
+    Errors: SpikingError naming `place` where training and test images differ in shape, or are not square.
+    """
     if train.images.shape[1:] != test.images.shape[1:]:
         raise SpikingError(
             f"{place}: got training images {list(train.images.shape[1:])} and test images {list(test.images.shape[1:])}; "
@@ -278,11 +286,16 @@ def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
 
 
-def run(recipe: Recipe, out: Path, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
-    """Everything from images to a report; what is found lands in the folder `out`, the figures also in what is returned."""
+def run(
+    recipe: Recipe, out: Path, resume: bool = False, display: Display | None = None, data: Data | None = None
+) -> dict[str, Any]:
+    """Everything from images to a report; what is found lands in the folder `out`, the figures also in what is returned.
+
+    `data`: images that are in memory (see `split`) in place of those that the recipe names.
+    """
     began = time.perf_counter()
     display = display or open_display()
-    data = open_images(recipe)
+    data = data or open_images(recipe)
     ann = build(recipe, data.shape, len(data.classes))
     display.message(
         f"{data.kind}: {len(data.train)} images to train on, {len(data.validation)} to choose, {len(data.test)} to test"
