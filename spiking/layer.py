@@ -407,6 +407,8 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
         weight = event_conv_ops.averaged(first.weight, window)
         run = functools.partial(event_conv_ops.conv2d, weight=weight, bias=first.bias, stride=[window] * 2)
         return _images(first, x, functools.partial(run, padding=first.call[1], groups=first.groups)), None, None
+    if _maximises(first, second, x):
+        return _conv_largest(first, second, x)
     if _normalises(first, second, tuple(x.shape), x.dtype):
         pooled, moments = pool_moments(x.flatten(0, 1), _window(second))
         found = pooled.unflatten(0, x.shape[:2]), moments, x.numel() // x.shape[2]
@@ -421,6 +423,35 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
         s, state, sent_by = first.sending(x, states[0])
         return event_linear_ops.linear(s, second.weight, second.bias, sent_by), state, None
     return None
+
+
+def _maximises(conv: nn.Module, pool: nn.Module, x: Tensor) -> bool:
+    """Whether a convolution may run together with the maximum pooling after it."""
+    if torch.compiler.is_compiling() or not (
+        isinstance(conv, Conv2d) and isinstance(pool, MaxPool2d) and conv.sums_spikes
+    ):
+        return False
+    fits = x.is_cpu and x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype == conv.weight.dtype
+    if (
+        not fits
+        or not (conv.bias is None or conv.bias.dtype == x.dtype)
+        or x.dtype not in (torch.float32, torch.float64)
+    ):
+        return False
+    watched = _is_watched(conv) or _is_watched(pool)
+    return 1 < (_window(pool) or 1) <= min(16, *_out_shape(conv, x)[3:]) and not watched
+
+
+def _conv_largest(conv: Conv2d, pool: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    """pool(conv(x)); from spikes, conv(x) is never all in memory, and where there are too many of them, only the convolution has run."""
+    images = x.flatten(0, 1)
+    found = event_conv_ops.spikes_for(images, conv.weight, conv.bias, *conv.call)
+    if found is None:
+        return nn.Conv2d.forward(conv, images).unflatten(0, x.shape[:2]), None
+    _, images, _, spikes = found
+    call = (spikes.masks, spikes.ones, *conv.call, _window(pool))
+    pooled, _ = event_conv_ops.event_conv_max(images, conv.weight, conv.bias, *call)
+    return pooled.unflatten(0, x.shape[:2]), None, None
 
 
 def _averages(conv: nn.Module, pool: nn.Module, x: Tensor) -> bool:
