@@ -103,9 +103,10 @@ class Crossbar(nn.Module):
     @property
     def cell_facts(self) -> dict[str, object]:
         """What a trace says of the devices: JSON."""
-        v = self.cell.constants.get("v_read")
-        volts = [self.cell.v_read] * 3 if v is None else [v.low, v.value, v.high]
-        return {"name": self.cell.name, "v_read": volts, "t": self.t, "kelvin": self.kelvin}
+        known = {name: self.cell.constants.get(name) for name in ("v_read", "t_read")}
+        found = {name: None if c is None else [c.low, c.value, c.high] for name, c in known.items()}
+        found["v_read"] = found["v_read"] or [self.cell.v_read] * 3
+        return {"name": self.cell.name, **found, "t": self.t, "kelvin": self.kelvin}
 
     def extra_repr(self) -> str:
         n, m = self.shape
@@ -179,8 +180,9 @@ class Crossbar(nn.Module):
     def _calibrated(self, currents: list[Tensor]) -> Crossbar:
         tops = []
         for c in currents:
-            size = c.abs().flatten()
-            tops.append(torch.quantile(size[:: 1 + len(size) // _CALIBRATED], _PERCENTILE))
+            n = min(len(c), max(1, _CALIBRATED // c.shape[1]))
+            some = c[torch.arange(n, device=c.device) * len(c) // n]
+            tops.append(torch.quantile(some.abs().flatten(), _PERCENTILE))
         # A pair that no input drives still needs a range.
         self._adc_range = torch.stack(tops).clamp(min=1e-9)
         return self

@@ -51,7 +51,9 @@ def _rows(layer: nn.Module, y: Tensor) -> Tensor:
         return y.flatten(0, -2)
     images = y.flatten(0, -4) if y.dim() > 3 else y.unsqueeze(0)
     places = images.flatten(2)
-    return places[..., :: 1 + len(places) * places.shape[-1] // _FITTED].transpose(1, 2).flatten(0, 1)
+    n = places.shape[-1]
+    some = min(n, max(1, _FITTED // len(places)))
+    return places[..., torch.arange(some, device=y.device) * n // some].transpose(1, 2).flatten(0, 1)
 
 
 def calibrate(deployed: M, model: nn.Module, x: Tensor) -> M:

@@ -228,7 +228,7 @@ def cost(
     terms: list[Term] = []
     facts: dict[str, object] = {}
     tilings: dict[str, Tiling] = {}
-    latency = Interval(0.0, 0.0, 0.0)
+    latency = cells = Interval(0.0, 0.0, 0.0)
     for row in trace.layers:
         if not row.is_weight_layer:
             if accounting != "published":
@@ -237,6 +237,11 @@ def cost(
         spikes = row.operand_class not in ("graded", "analogue")
         if chip.kind == "macro":
             terms += _macro_terms(row, prices, accounting, gating)
+            if row.row_siemens.size and row.config["cell"]["t_read"]:
+                seconds = Interval(*row.config["cell"]["t_read"])
+                devices = _device_term(row, prices, seconds)
+                cells = cells.plus(devices.price * (devices.amount / trace.n_samples))
+                facts["cells"] = cells  # contained in the published price of a read
             continue
         tiling = _tiling(row, chip, weight_bits(chip, precision), 8, spikes)
         tilings[row.name] = tiling
@@ -309,7 +314,8 @@ def _cell_terms(row: LayerTrace, tiling: Tiling, prices: Prices, driven: float) 
     """
     known = prices.chip.constants
     if row.row_siemens.size and driven:
-        return [_device_term(row, prices, driven)]
+        phases = driven * tiling.columns / max(int(row.counts["syn"].sum()), 1)  # or passes of the conventional network
+        return [_device_term(row, prices, interval(prices.constant("read_time")), phases)]
     if not {"g_min", "g_max", "v_read"} <= known.keys() or tiling.slices != 1 or not driven:
         cell = prices.constant("cell_read")
         return [Term(row.name, "compute", driven * tiling.phys_columns, interval(cell), cell.group, "syn")]
@@ -331,18 +337,17 @@ def _cell_terms(row: LayerTrace, tiling: Tiling, prices: Prices, driven: float) 
     ]
 
 
-def _device_term(row: LayerTrace, prices: Prices, driven: float) -> Term:
-    """V²·t·ΣG of the devices that the run was on, at the read voltage of their kind; t is the chip's."""
+def _device_term(row: LayerTrace, prices: Prices, seconds: Interval, phases: float = 1.0) -> Term:
+    """V²·t·ΣG of the devices that the run was on, at the read voltage of their kind, over all driven rows."""
     counts = row_counts(row)
     if counts is None:
         raise SpikingError(
             f"{prices.chip.name}: layer {row.name} was on memory cells, and a padding other than zeros hides how often each row "
             "was driven. Pad with zeros, or record the model that was deployed."
         )
-    volt = Interval(*(float(v) for v in row.config["cell"]["v_read"]))
-    pulse = volt.times(volt).times(interval(prices.constant("read_time")))
-    times = driven / max(float(counts.sum()), 1.0)  # phases, or passes of the conventional network
-    return Term(row.name, "compute", times * float(counts @ row.row_siemens), pulse, "cells", "syn")
+    volt = Interval(*row.config["cell"]["v_read"])
+    amount = phases * float(counts @ row.row_siemens)
+    return Term(row.name, "compute", amount, volt.times(volt).times(seconds), "cells", "syn")
 
 
 def row_counts(row: LayerTrace) -> np.ndarray | None:

@@ -90,7 +90,7 @@ class LayerTrace:
     `updates_sample`, `spikes_sample` int64 [n_samples]. `dense` and `dense_padded` are per sample and step.
     `row_abs_w` float32 [inputs of one output, all groups]: Σ|w| over the outputs of each row of the weight matrix.
     `row_siemens` float64, likewise: ΣG over the memory cells of each row, if the layer is on an array of them; then
-    `config["cell"]` has their name, their read voltage [low, nominal, high], seconds since writing and kelvin.
+    `config["cell"]` has their name, volts and seconds of a read [low, nominal, high], seconds since writing and kelvin.
     `active_rows`: size of a block of such rows → (position, block) pairs with a non-zero operand over the run; `events`
     where each non-zero operand or spike was. Both only where `record` was asked for them.
     A "matmul" row is a product [.., M, K] × [.., K, N] of two activations: `levels` are those of the left operand,

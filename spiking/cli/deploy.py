@@ -52,7 +52,7 @@ def deploy(
         list[str] | None, typer.Option(help="Since writing: seconds, or 5min, 2h, 30d, 1a; may be repeated.")
     ] = None,
     kelvin: Annotated[list[float] | None, typer.Option(help="Temperature; may be repeated.")] = None,
-    calibrate: Annotated[int, typer.Option(help="Training recordings to correct each chip by; 0: none.")] = 64,
+    calibrate: Annotated[int, typer.Option(help="Training recordings to correct each chip by; 0: none.")] = 32,
     compensate: Annotated[str, typer.Option(help="Scaling against drift: none, array or column.")] = "none",
     adc_bits: Annotated[
         int | None, typer.Option(help="Converters at the outputs, ranges from the training recordings.")
@@ -168,7 +168,7 @@ def _batches(
     n = len(test) if limit is None else min(limit, len(test))
     if n < 1:
         raise SpikingError(f"--limit: got {limit}; expected at least one recording.")
-    size = 100
+    size = 10  # what a pass holds stays in the caches
     parts = [test.batch(np.arange(first, min(first + size, n)), None) for first in range(0, n, size)]
     if not n_seen:
         return parts, None

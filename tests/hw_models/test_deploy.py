@@ -159,22 +159,28 @@ def test_a_chips_trace_is_priced_by_its_own_devices(net, x, t, tmp_path):
     trace = spiking.EventTrace.load(tmp_path / "trace.h5")
     found = hw_models.estimate(trace, "rram-crossbar", accounting="published")
     volts, seconds = load_cell("pcm").v_read, hw_models.load("rram-crossbar")["read_time"].value
-    with torch.no_grad(), spiking.record(net, events=True) as plain:
-        net(x)
-    layers = dict(array_layers(chip))
+    layers, whole = dict(array_layers(chip)), 0.0
     for row in trace.layers:
         if row.is_weight_layer:
             devices = layers[row.name].array.devices
             siemens = devices.read_moments(t)[0].sum((0, 1, 3)).numpy()
             assert_close(row.row_siemens, siemens, rtol=1e-12, atol=0)
-            assert row.config["cell"] == {"name": "pcm", "v_read": [0.05, 0.2, 0.3], "t": t, "kelvin": 300.0}
+            facts = row.config["cell"]
+            assert (facts["name"], facts["t"], facts["kelvin"]) == ("pcm", t, 300.0)
+            assert facts["v_read"] == pytest.approx([0.05, 0.2, 0.3])
+            assert facts["t_read"] == pytest.approx([250e-9] * 3)
             joules = volts**2 * seconds * float(crossbar.row_counts(row) @ siemens)
             terms = [term for term in found.terms if term.layer == row.name]
             assert [term.group for term in terms] == ["cells"]
             assert sum(term.amount * term.price.nominal for term in terms) == pytest.approx(
                 joules / x.shape[1], rel=1e-9
             )
-    assert not any(row.row_siemens.size for row in plain.layers)
+            whole += joules / x.shape[1]
+    macro, plain = hw_models.estimate(trace, "pcm-crossbar"), copy.deepcopy(trace)
+    for row in plain.layers:
+        row.row_siemens = np.zeros(0)
+    assert macro.energy == hw_models.estimate(plain, "pcm-crossbar").energy  # a published price holds its cells
+    assert macro.facts["cells"].nominal == pytest.approx(whole * 250e-9 / seconds, rel=1e-9)
 
 
 def test_devices_that_drifted_away_are_read_for_less(net, x):
