@@ -120,8 +120,8 @@ def membrane_regulariser(membranes: Iterable[Tensor]) -> Tensor:
     Errors: SpikingError if there is no layer.
     Source: Guo et al. 2023, RMP-Loss (arXiv 2308.06787).
 
-    >>> round(membrane_regulariser([torch.tensor([[0.0, 1.0, 0.5]])]).item(), 4)  # 0.25 / 3
-    0.0833
+    >>> membrane_regulariser([torch.tensor([[0.0, 1.0, 0.5, 0.5]])]).item()
+    0.125
     """
     penalties = [torch.minimum(h.float().abs(), (1 - h.float()).abs()).square().mean() for h in membranes]
     if not penalties:
