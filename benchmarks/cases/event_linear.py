@@ -140,13 +140,18 @@ def _beside_brainevent(shapes: Sequence[tuple[int, int, int]]) -> Iterable[Row]:
         for share in DENSITIES:
             x = _spikes(*shape[:2], share)
             events = jax.numpy.asarray((x[0] if len(x) == 1 else x).bool().numpy())
-            theirs = functools.partial(lambda s, w: product(s, w, b).block_until_ready(), events, columns)
+            theirs = functools.partial(_ready, product, events, columns, b)
             ours = functools.partial(F.event_linear, x, weight, bias)
-            if not np.allclose(theirs(), ours().reshape(theirs().shape), atol=1e-2):
+            if not np.allclose(theirs(), ours().numpy().reshape(theirs().shape), atol=1e-2):
                 raise AssertionError("the contestants disagree")
             group = f"{BRAINEVENT}: {density.group(_name(shape), share)}"
             for what, times in interleaved({BRAINEVENT: theirs, EVENT: ours}, 1, 2, in_a_row=STEADY).items():
                 yield Row(NAME, what, times, BRAINEVENT if what != BRAINEVENT else None, group)
+
+
+def _ready(product: Callable[..., Any], *arrays: Any) -> Any:
+    """JAX returns before it has computed."""
+    return product(*arrays).block_until_ready()
 
 
 def _line(shape: tuple[int, int, int], weight: Tensor, bias: Tensor, device: str, repeats: int) -> Iterable[Row]:
