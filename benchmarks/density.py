@@ -43,11 +43,16 @@ def group(shape: str, density: float) -> str:
 
 
 def line(
-    case: str, shape: str, inputs: Mapping[float, Tensor], call: Callable[[Tensor], Any], repeats: int
+    case: str,
+    shape: str,
+    inputs: Mapping[float, Tensor],
+    call: Callable[[Tensor], Any],
+    repeats: int,
+    in_a_row: int = 3,
 ) -> Iterable[Row]:
-    """The event-driven kernel alone, over densities: the rows of the fit."""
+    """The event-driven kernel alone, over densities, as many calls in a row: the rows of the fit."""
     calls = {f"{100 * density:g} %": lambda x=x: call(x) for density, x in inputs.items()}
-    for (name, times), x in zip(interleaved(calls, repeats, 2, in_a_row=3).items(), inputs.values()):
+    for (name, times), x in zip(interleaved(calls, repeats, 2, in_a_row).items(), inputs.values()):
         yield Row(case, name, times, None, f"fit {shape}", f"{int(x.count_nonzero())} spikes")
 
 

@@ -24,7 +24,20 @@ from typing import Any, NamedTuple
 
 from . import backend
 
-__all__ = ["BYTES", "ROWS", "Choice", "Rates", "Work", "choose", "most_spikes", "packing", "rates", "save", "terms"]
+__all__ = [
+    "BYTES",
+    "ROWS",
+    "Choice",
+    "Rates",
+    "Work",
+    "choose",
+    "most_spikes",
+    "most_spikes_linear",
+    "packing",
+    "rates",
+    "save",
+    "terms",
+]
 
 ROWS = (1, 16, 256)  # between these rows that share the weights,
 BYTES = (1 << 16, 1 << 20, 1 << 23, 1 << 26)  # and these sizes of them, rates are interpolated (in logarithms of both)
@@ -122,6 +135,15 @@ def most_spikes(work: Work, extra_s: float = 0.0) -> int:
     return min(work.inputs, math.ceil(spare / each) - 1) if each > 0 else work.inputs
 
 
+@functools.lru_cache(maxsize=4096)
+def most_spikes_linear(
+    rows: int, in_features: int, out_features: int, item: int, threads: int, kind: str = "linear", calls: int = 1
+) -> int:
+    """`most_spikes` of y = x·Wᵀ + b where each call bears its share of packing the weight, which serves `calls` of them."""
+    work = Work.linear(rows, in_features, out_features, item, threads, kind)
+    return most_spikes(work, packing(work) / calls)
+
+
 def packing(work: Work) -> float:
     """Seconds to bring the weights into the order in which the event-driven kernel reads them."""
     return work.weight_bytes * rates(work.kind, work.item, work.threads).pack
@@ -183,6 +205,7 @@ def forget() -> None:
     """Read the constants again when they are next needed."""
     rates.cache_clear()
     most_spikes.cache_clear()
+    most_spikes_linear.cache_clear()
 
 
 def calibrated(threads: int) -> Path | None:

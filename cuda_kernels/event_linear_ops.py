@@ -31,7 +31,7 @@ from . import backend, cost, driven, memory, watch
 from .cuda import event as cuda_event
 from .ops import _library as library
 
-__all__ = ["Membrane", "choice", "event_linear", "linear", "linear_neurons", "release"]
+__all__ = ["Membrane", "at_hand", "choice", "event_linear", "linear", "linear_neurons", "release"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _MOST_FREE = 0.3  # share of neurons with a derivative up to which their products alone are quicker than all (measured)
@@ -55,16 +55,31 @@ library.define(
 # --- panels -------------------------------------------------------------------------------------------------------------
 
 
+class _Ready(NamedTuple):
+    """A weight whose panels are made: the compiled plan, the memory that it reads, and what the weight was then."""
+
+    plan: Any
+    panels: Tensor
+    version: int
+    address: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
 class _Panels:
     """The panels of one weight as it was at its mark."""
 
-    __slots__ = ("finite", "mark", "of", "panels")
+    __slots__ = ("finite", "mark", "of", "panels", "ready")
 
     def __init__(self, weight: Tensor, mark: tuple[Any, ...], forget: Callable[[Any], None] | None) -> None:
         self.of = weakref.ref(weight, forget)
         self.mark = mark
         self.panels: Tensor | None = None
+        self.ready: _Ready | None = None
         self.finite = True
+
+    def drop(self) -> None:
+        self.panels = self.ready = None
 
 
 _known: dict[int, _Panels] = {}
@@ -107,34 +122,37 @@ def _forget(key: int, dead: Any) -> None:
         del _known[key]
 
 
-def _packed(module: Any, entry: _Panels, weight: Tensor) -> Tensor | None:
-    """The panels of a weight, made now if need be; None where it holds infinity or NaN, which reach a result even through zeros.
-
-    Without a module the weight is a CUDA device's, and its panels are those of cuda/event.py.
-    """
-    if entry.panels is None and entry.finite and module is None:
+def _packed(entry: _Panels, weight: Tensor) -> Tensor | None:
+    """The panels of a CUDA device's weight (cuda/event.py), made now if need be; None where it holds infinity or NaN, which reach a
+    result even through zeros."""
+    if entry.panels is None and entry.finite:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return None  # nothing may wait now; a call before the capture makes them
         entry.finite = bool(torch.isfinite(weight).all())
         entry.panels = cuda_event.transposed(weight) if entry.finite else None
-    elif entry.panels is None and entry.finite:
-        outputs, inputs = weight.shape
-        panels = _panels_like(weight, inputs, outputs)
-        entry.finite = module.event_panels(
-            weight.data_ptr(),
-            *weight.stride(),
-            inputs,
-            outputs,
-            panels.data_ptr(),
-            _DTYPES[weight.dtype],
-            backend.threads(),
-        )
-        entry.panels = panels
     return entry.panels if entry.finite else None
 
 
-def _panels_like(x: Tensor, inputs: int, outputs: int) -> Tensor:
-    return memory.empty((-(-outputs // 16) * 16 * inputs,), x.dtype, x.device)
+def _ready_for(module: Any, entry: _Panels, weight: Tensor) -> _Ready | None:
+    """`_packed` for the CPU's kernels."""
+    ready = entry.ready
+    if ready is None and entry.finite:
+        outputs, inputs = weight.shape
+        # From the mark, which was made before: what changes meanwhile is noticed at the next call.
+        version, address, _, sample, _ = entry.mark or (0, weight.data_ptr(), (), 0, None)
+        dtype = weight.dtype
+        panels = _panels_like(module, weight, inputs, outputs)
+        code, to = _DTYPES[dtype], panels.data_ptr()
+        entry.finite = module.event_panels(address, *weight.stride(), inputs, outputs, to, code, backend.threads())
+        looked_at = weight.numel() * dtype.itemsize if entry.mark else 0
+        plan = module.EventPlan(to, address, looked_at, sample, inputs, outputs, code)
+        entry.panels = panels
+        entry.ready = ready = _Ready(plan, panels, version, address, weight.shape, dtype)
+    return ready if entry.finite else None
+
+
+def _panels_like(module: Any, x: Tensor, inputs: int, outputs: int) -> Tensor:
+    return memory.empty((module.event_panel_items(inputs, outputs, _DTYPES[x.dtype]),), x.dtype, x.device)
 
 
 def release() -> None:
@@ -165,24 +183,16 @@ def _rows_of(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def _work(x: Tensor, weight: Tensor) -> tuple[cost.Work, float]:
-    """What a call without gradients computes, and the seconds of packing that are put on its account."""
-    outputs, inputs = weight.shape
-    work = cost.Work.linear(x.numel() // inputs, inputs, outputs, weight.dtype.itemsize, backend.threads())
-    # Whether panels are at hand must not decide: the same call has to give the same bits each time.
-    return work, cost.packing(work) / (_CALLS if _keeps(weight) else 1)
-
-
 def _training_limit(rows: int, inputs: int, outputs: int, item: int) -> int:
     """The most spikes at which forward pass and weight gradient win, though the weights are new and must be packed."""
-    work = cost.Work.linear(rows, inputs, outputs, item, backend.threads(), "linear_training")
-    return cost.most_spikes(work, cost.packing(work))
+    return cost.most_spikes_linear(rows, inputs, outputs, item, backend.threads(), "linear_training")
 
 
 def choice(x: Tensor, weight: Tensor) -> cost.Choice:
     """What the cost model says of x·Wᵀ without gradients, for x as it is."""
-    work, packing = _work(x, weight)
-    return cost.choose(work, int(x.count_nonzero()), packing)
+    outputs, inputs = weight.shape
+    work = cost.Work.linear(x.numel() // inputs, inputs, outputs, weight.dtype.itemsize, backend.threads())
+    return cost.choose(work, int(x.count_nonzero()), cost.packing(work) / (_CALLS if _keeps(weight) else 1))
 
 
 def _count(module: Any, x: Tensor, limit: int, bits: Tensor | None = None) -> int:
@@ -223,41 +233,44 @@ def _forward(
     module: Any, x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, ones: bool, always: bool
 ) -> Tensor | None:
     """y from the spikes of x; None where the dense product is the better (or only right) choice."""
-    limit = _NO_LIMIT
-    if not always:
-        limit = cost.most_spikes(*_work(x, weight))
-        if limit < 0:
-            return None
+    outputs, inputs = weight.shape
+    rows = _rows_of(x)
+    limit = _NO_LIMIT if always else _limit(len(rows), inputs, outputs, weight)
+    if limit < 0:
+        return None
     entry = _panels_of(module, weight)
     if entry.panels is None and not always and _count(module, x, limit) < 0:
         return None
-    panels = _packed(module, entry, weight)
-    if panels is None:
+    ready = _ready_for(module, entry, weight)
+    if ready is None:
         return None
-    rows = _rows_of(x)
     bias = bias if bias is None else bias.contiguous()
-    outputs, inputs = weight.shape
     y = memory.empty((*x.shape[:-1], outputs), x.dtype, x.device)
-    tally = None if bits is not None else _Tally(rows.shape[0], inputs)
-    found = module.event_forward(
+    tally = None if bits is not None else _Tally(len(rows), inputs)
+    found = ready.plan.run(
         0 if bits is not None and ones else rows.data_ptr(),
         rows.stride(0),
         0 if bits is None else bits.data_ptr(),
         bits is not None,
         limit,
-        panels.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        rows.shape[0],
-        inputs,
-        outputs,
-        _DTYPES[x.dtype],
+        len(rows),
         backend.threads(),
         *((0, 0) if tally is None else tally.addresses),
     )
+    if found == module.EVENT_STALE:  # another thread has just changed the weight
+        return tf.linear(x, weight, bias)
     if tally is not None:
         tally.leave(x, found)
     return None if found < 0 else y
+
+
+def _limit(rows: int, inputs: int, outputs: int, weight: Tensor) -> int:
+    """The most spikes at which a call without gradients wins."""
+    # Whether panels are at hand must not decide: the same call has to give the same bits each time.
+    calls = _CALLS if _keeps(weight) else 1
+    return cost.most_spikes_linear(rows, inputs, outputs, weight.dtype.itemsize, backend.threads(), calls=calls)
 
 
 def _event_linear(
@@ -294,7 +307,7 @@ def _event_weight_grad(
     if module is None or bits is None:
         assert rows is not None  # bits without x are left by a compiled forward pass only
         return grads.t() @ rows
-    panels = _panels_like(grads, n, outputs)
+    panels = _panels_like(module, grads, n, outputs)
     grad_weight = memory.empty((outputs, in_features), grads.dtype, grads.device)
     module.event_weight_grad(
         grads.data_ptr(),
@@ -397,7 +410,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = torch.ops.spiking.event_input_grad(grad_y, weight, membrane, ctx.threshold, ctx.reach)
     known = _known.get(ctx.weight_key)
     if known is not None:  # an optimiser step will follow: the memory is of more use to the gradients
-        known.panels = None
+        known.drop()
     grad_weight = None
     if ctx.needs_input_grad[1]:
         if ctx.packed and torch.is_grad_enabled():
@@ -429,6 +442,64 @@ torch.library.register_autograd("spiking::event_weight_grad", _grad_backward, se
 
 
 # --- calls --------------------------------------------------------------------------------------------------------------
+
+
+def at_hand(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
+    """The short way of `event_linear` (`always`) and `linear`: y where the weight's panels are made and no gradient is wanted; else None.
+
+    A product of microseconds is worth as few questions as are enough. Nothing is refused here: what does not fit takes the long way.
+    """
+    if torch.compiler.is_compiling() or watch.current() is not None:  # the long way counts for those who watch
+        return None
+    known = _known.get(id(weight))
+    ready = None if known is None else known.ready
+    if ready is None or known.of() is not weight or type(x) not in _PLAIN:  # type: ignore[union-attr]
+        return None
+    plan, _, version, address, shape, dtype = ready
+    outputs, inputs = shape
+    size = x.shape
+    if (
+        x.dtype is not dtype
+        or not size
+        or size[-1] != inputs
+        or not x.is_contiguous()
+        or not x.is_cpu
+        or weight._version != version
+        or weight.data_ptr() != address
+        or weight.shape != shape
+        or not weight.is_contiguous()
+        or (bias is not None and not _fits(bias, outputs, dtype))
+        or _learns(x, weight, bias)
+        or torch._C._len_torch_dispatch_stack() != 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return None
+    rows = x.numel() // inputs
+    mode = "always" if always else driven.mode()
+    if rows == 0 or mode == "never" or (not always and torch.is_autocast_enabled("cpu")):
+        return None
+    threads = backend.threads()
+    limit = _NO_LIMIT
+    if mode == "auto":
+        limit = cost.most_spikes_linear(rows, inputs, outputs, dtype.itemsize, threads, calls=_CALLS)
+        if limit < 0:
+            return tf.linear(x, weight, bias)
+    small = rows * outputs * dtype.itemsize < memory.SMALLEST
+    y = x.new_empty((*size[:-1], outputs)) if small else memory.empty((*size[:-1], outputs), dtype, x.device)
+    to_bias = 0 if bias is None else bias.data_ptr()
+    found = plan.run(x.data_ptr(), inputs, 0, False, limit, to_bias, y.data_ptr(), rows, threads, 0, 0)
+    return y if found >= 0 else tf.linear(x, weight, bias)
+
+
+def _fits(bias: Tensor, outputs: int, dtype: torch.dtype) -> bool:
+    return (
+        type(bias) in _PLAIN
+        and bias.dtype is dtype
+        and bias.dim() == 1
+        and bias.numel() == outputs
+        and bias.is_contiguous()
+        and bias.is_cpu
+    )
 
 
 def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -499,8 +570,7 @@ def _limit_of_new(x: Tensor, weight: Tensor, learns: bool) -> int:
         return _training_limit(rows, inputs, outputs, item)
     if learns:  # only the forward pass would gain, which rarely pays for an operator with a backward of its own
         return -1
-    work = cost.Work.linear(rows, inputs, outputs, item, backend.threads())
-    return cost.most_spikes(work, cost.packing(work))
+    return cost.most_spikes_linear(rows, inputs, outputs, item, backend.threads())
 
 
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Tensor | None:
@@ -512,7 +582,7 @@ def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Te
         or cuda_event.why_dense(x, weight, learns=learns, always=always) is not None
     ):
         return None
-    panels = _packed(None, _panels_of(None, weight), weight)
+    panels = _packed(_panels_of(None, weight), weight)
     return None if panels is None else cuda_event.linear(x, panels, bias, weight.shape[0])
 
 
@@ -540,7 +610,7 @@ def linear_neurons(
     )
     if cuda_event.why_dense(x, weight, learns=learns, always=mode == "always", neurons=True) is not None:
         return None
-    panels = _packed(None, _panels_of(None, weight), weight)
+    panels = _packed(_panels_of(None, weight), weight)
     if panels is None:
         return None
     return cuda_event.neurons(x, panels, bias, weight.shape[0], state, params, inner, rule, numbers)

@@ -13,9 +13,9 @@ from torch.utils.dlpack import from_dlpack
 
 from . import backend
 
-__all__ = ["empty", "limit", "release", "stats"]
+__all__ = ["SMALLEST", "empty", "limit", "release", "stats"]
 
-_SMALLEST = 1 << 20  # below, glibc reuses its own heap and costs no page faults
+SMALLEST = 1 << 20  # below, glibc reuses its own heap and costs no page faults
 _CODES = {
     torch.float32: (2, 32),
     torch.float64: (2, 64),
@@ -35,7 +35,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     for d in shape:
         items *= d
     module = (
-        backend.compiled() if device.type == "cpu" and dtype in _CODES and items * dtype.itemsize >= _SMALLEST else None
+        backend.compiled() if device.type == "cpu" and dtype in _CODES and items * dtype.itemsize >= SMALLEST else None
     )
     if module is None or not backend.arena_on():
         return torch.empty(shape, dtype=dtype, device=device)

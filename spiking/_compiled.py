@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spiking.cuda_kernels import backend
+from spiking.cuda_kernels.ops import state_dtype
 
 from . import _stages
 from ._stages import Layout
@@ -81,7 +82,11 @@ class Compiled:
     """Neighbouring layers that the engine runs: groups, sizes, and the plan for the weights of today."""
 
     def __init__(self, leaves: Sequence[Leaf], out_shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.leaves, self.dtype, self.out_shape = leaves, dtype, out_shape
+        self.leaves, self.out_shape = leaves, out_shape
+        self.given, self.dtype = (
+            dtype,
+            state_dtype(dtype),
+        )  # of what goes in and out, and of weights, currents and states
         self.in_shape = leaves[0].shape
         self.groups = _stages.groups_of([(leaf.role, leaf.layer, leaf.shape) for leaf in leaves])
         self.prepared = self.prepare()
@@ -131,7 +136,7 @@ class Compiled:
         now = self.prepared
         batch = lead[-1]
         steps = lead[0] if len(lead) > 1 else 1
-        x = x.contiguous()
+        x = x.to(self.dtype).contiguous()
         out = torch.empty((*lead, *self.out_shape), dtype=self.dtype)
         after = torch.empty((batch, now.width), dtype=self.dtype)
         membrane = None if beta is None else torch.empty_like(out)
@@ -157,7 +162,8 @@ class Compiled:
             address(sums),
             address(taken),
         )
-        return out, after, membrane, sums, taken
+        membrane = None if membrane is None else membrane.to(self.given)
+        return out.to(self.given), after, membrane, sums, taken
 
     def rows_of(self, states: Sequence[Any], batch: int) -> Tensor | None:
         """State rows [B, S] from the plain states of these layers; None where all of them are at rest."""
@@ -191,6 +197,8 @@ class Compiled:
             neuron, layout, at = next(neurons)
             n, inside = len(layout.place), torch.from_numpy(layout.inside)
             values = [rows[:, at + k * n + inside].unflatten(1, layout.shape) for k in range(_state_rows(neuron))]
+            if isinstance(neuron, Recurrent):
+                values[-1] = values[-1].to(self.given)
             found.append(_state_from(neuron, values))
         return found
 

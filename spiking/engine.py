@@ -8,6 +8,8 @@ Accuracy: neurons follow the same arithmetic as the plain model's, bit by bit; t
 order, so that a membrane may differ from the plain model's by at most (n + 4)·ε·A, where n is the number of inputs that were active, ε the
 rounding unit of the dtype and A the sum of |weight·input| with the membrane's own leak over time. Only where it comes that near to the
 threshold can a spike differ. In float64 that does not happen in practice, in float32 about once in a million neurons and steps.
+A network in bfloat16 or float16 takes and gives that type, and computes in float32 from its 16-bit weights: the plain model rounds the
+currents of each layer to 16 bits besides, so that there ε is the rounding unit of the 16-bit type.
 
 >>> import torch, spiking
 >>> model = spiking.Sequential(spiking.Linear(20, 8), spiking.LIF(beta=0.9), spiking.Linear(8, 3), spiking.LIF())
@@ -39,6 +41,13 @@ from .errors import SpikingError
 from .layer import Sequential
 
 __all__ = ["EarlyExit", "EventNetwork", "EventState", "Readout", "compile_events", "early_exit_cost"]
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+)  # that compile; the last two are computed in float32
 
 
 class Readout(NamedTuple):
@@ -257,9 +266,9 @@ class EventNetwork(nn.Module):
         if not self._seen.holds():
             self.refresh()
         parts = self._parts(state, 1)
-        out = torch.zeros((steps, 1, *self.out_shape), dtype=self._dtype)
+        out = torch.zeros((steps, 1, *self.out_shape), dtype=chain.dtype)
         now = chain.prepared
-        after = torch.empty((1, now.width), dtype=self._dtype)
+        after = torch.empty((1, now.width), dtype=chain.dtype)
         membrane = None if beta is None else torch.empty_like(out)
         rows = None if parts is None else parts[0]
         self.steps_jumped = now.plan.run_events(
@@ -273,12 +282,12 @@ class EventNetwork(nn.Module):
             address(membrane),
             beta or 0.0,
         )
-        found: list[Any] = [out]
-        if return_membrane:
-            found.append(membrane)
+        found: list[Any] = [out.to(chain.given)]
+        if membrane is not None:
+            found.append(membrane.to(chain.given))
         if return_state:
             found.append(EventState(self, (after,)))
-        return tuple(found) if len(found) > 1 else out
+        return tuple(found) if len(found) > 1 else found[0]
 
     def _run(
         self, x: Tensor, parts: tuple[Any, ...] | None, beta: float | None
@@ -344,10 +353,10 @@ class EventNetwork(nn.Module):
                 if (
                     isinstance(segment, Compiled)
                     and part is not None
-                    and (len(part) != batch or part.dtype != self._dtype)
+                    and (len(part) != batch or part.dtype != segment.dtype)
                 ):
                     raise SpikingError(
-                        f"EventNetwork.state: got a state of {len(part)} rows in {part.dtype}; expected {batch} in {self._dtype}. "
+                        f"EventNetwork.state: got a state of {len(part)} rows in {part.dtype}; expected {batch} in {segment.dtype}. "
                         "Use state=None to start at rest."
                     )
             return parts
@@ -423,6 +432,7 @@ def compile_events(model: nn.Module, example: Tensor, *, strict: bool = False) -
     Linear and Conv2d (any stride, padding, dilation, groups), batch norms, average and max pooling, Flatten, Dropout and every neuron with
     all its options are compiled. Other layers run as they stand between compiled ones, and `report()` says why; with `strict=True` they are
     refused instead. Batch norms use their running statistics and Dropout passes everything, whatever mode the model is in.
+    Dtype: float32, float64, bfloat16 or float16 (both computed in float32), one for all weights; mixed ones run as they stand.
     Errors: SpikingError for a model that is no chain, an example that does not fit, or, with strict, naming layer and reason.
 
     >>> import spiking
@@ -474,7 +484,7 @@ def _dtype_of(model: nn.Module, example: Tensor) -> torch.dtype:
 
 def _why_nothing_compiles(model: nn.Module, dtype: torch.dtype) -> str:
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    if len({t.dtype for t in tensors}) > 1 or dtype not in (torch.float32, torch.float64):
+    if len({t.dtype for t in tensors}) > 1 or dtype not in DTYPES:
         return f"its weights are {', '.join(sorted({str(t.dtype) for t in tensors} or {str(dtype)}))}"
     elsewhere = next((t.device for t in tensors if t.device.type != "cpu"), None)
     choice = backend.choose(torch.device("cpu"))

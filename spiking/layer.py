@@ -68,14 +68,18 @@ class Linear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        y = event_linear_ops.at_hand(input, weight, bias, False)
+        if y is not None:
+            return y
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise SpikingError(
                 f"Linear: got input of shape {_shape(input)}; expected {self.in_features} features on the last axis. "
                 "Put Flatten() before it if these are images."
             )
         if not input.is_floating_point():
-            input = input.to(self.weight.dtype)
-        return event_linear_ops.linear(input, self.weight, self.bias)
+            input = input.to(weight.dtype)
+        return event_linear_ops.linear(input, weight, bias)
 
     def event_choice(self, input: Tensor) -> cost.Choice:
         """Dense or event-driven, and the predicted seconds of both, for this input in evaluation."""

@@ -785,13 +785,76 @@ def test_plain_layers_have_to_be_in_evaluation_mode():
         compiled(torch.rand(3, 2, 4))
 
 
-def test_half_precision_weights_run_as_they_stand():
-    model = spiking.Sequential(spiking.Linear(6, 3), spiking.LIF()).to(torch.bfloat16).eval()
-    x = spikes(4, 2, 6, dtype=torch.bfloat16)
-    compiled = spiking.compile_events(model, x)
-    assert compiled.report().count("its weights are torch.bfloat16") == 2
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def half_model(dtype):
+    model = spiking.Sequential(
+        spiking.Conv2d(2, 5, 3),
+        spiking.BatchNorm2d(5),
+        spiking.AvgPool2d(2),
+        spiking.LIF(beta=0.7),
+        spiking.Flatten(),
+        spiking.Linear(45, 30),
+        spiking.Recurrent(spiking.LIF(), 30),
+        spiking.Linear(30, 6),
+        spiking.AdaptiveLIF(),
+    )
+    return lively(model).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_sixteen_bit_networks_compute_in_float32_from_their_weights(dtype):
+    model, x = half_model(dtype), spikes(12, 3, 2, 8, 8, density=0.3, dtype=dtype)
+    compiled = spiking.compile_events(model, x, strict=True)
+    found, state = compiled(x, return_state=True)
+    assert found.dtype == dtype
+    wide = copy.deepcopy(model).float()
+    assert torch.equal(found.float(), spiking.compile_events(wide, x.float())(x.float()))
+    assert 0 < found.float().mean() < 1
     with torch.no_grad():
-        assert torch.equal(compiled(x), model(x))
+        expected, last = model(x, return_state=True)
+        differ = (found != expected).float().mean()
+        assert differ < 0.1  # the plain model rounds its currents to 16 bits
+        assert [getattr(s, "v", None) is None or s.v.dtype for s in state] == [
+            getattr(s, "v", None) is None or s.v.dtype for s in last
+        ]
+        # In steps, in chunks, and on from the plain model's state.
+        head, middle = compiled(x[:5], return_state=True)
+        assert torch.equal(torch.cat([head, compiled(x[5:], state=middle)]), found)
+        steps, now = [], None
+        for x_t in x:
+            y, now = compiled.step(x_t, now)
+            steps.append(y)
+        assert torch.equal(torch.stack(steps), found)
+        assert compiled(x[5:], state=model(x[:5], return_state=True)[1]).dtype == dtype
+        assert model(x[5:], state=middle).dtype == dtype
+    model.float()
+    assert compiled(x.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_sixteen_bit_networks_take_events(dtype):
+    model = half_model(dtype)
+    rng = np.random.default_rng(0)
+    events = np.zeros(200, dtype=[("t", "i8"), ("x", "i2"), ("y", "i2"), ("p", "u1")])
+    events["t"] = np.sort(rng.integers(0, 12_000, 200))
+    events["x"], events["y"], events["p"] = (rng.integers(0, n, 200) for n in (8, 8, 2))
+    compiled = spiking.compile_events(model, torch.zeros(1, 1, 2, 8, 8, dtype=dtype))
+    found = compiled.run_events(events, 1e-3, start=0, steps=12)
+    frames = torch.zeros(12, 1, 2, 8, 8, dtype=dtype)
+    for t, x, y, p in events.tolist():
+        frames[t // 1000, 0, p, y, x] += 1
+    assert found.dtype == dtype
+    assert torch.equal(found, compiled(frames))
+
+
+def test_weights_of_several_dtypes_run_as_they_stand():
+    model = spiking.Sequential(spiking.Linear(6, 3).to(torch.bfloat16), spiking.LIF(learn_beta=True)).eval()
+    compiled = spiking.compile_events(model, spikes(*SMALL, dtype=torch.bfloat16))
+    assert compiled.report().count("its weights are torch.bfloat16, torch.float32") == 2
+    with pytest.raises(spiking.SpikingError, match=r"layer 0: its weights are torch\.bfloat16, torch\.float32"):
+        spiking.compile_events(model, spikes(*SMALL, dtype=torch.bfloat16), strict=True)
 
 
 # Errors

@@ -22,14 +22,20 @@ MODES = ("auto", "always", "never")
 def taken(monkeypatch):
     """Which side each call took: "event" or "dense"."""
     log = []
-    forward, dense = event_linear_ops._forward, tf.linear
+    dense = tf.linear
 
-    def watched(*arguments):
-        y = forward(*arguments)
-        log.extend(["event"] * (y is not None))
-        return y
+    def watch(name):
+        way = getattr(event_linear_ops, name)
 
-    monkeypatch.setattr(event_linear_ops, "_forward", watched)
+        def watched(*arguments):
+            before = len(log)
+            y = way(*arguments)
+            log.extend(["event"] * (y is not None and len(log) == before))
+            return y
+
+        monkeypatch.setattr(event_linear_ops, name, watched)
+
+    watch("_forward"), watch("at_hand")
     monkeypatch.setattr(tf, "linear", lambda *a: log.append("dense") or dense(*a))
     return log
 

@@ -21,6 +21,11 @@ constexpr i64 FEW_ROWS = 4;    // with more rows the panel is in L2 anyway, and 
 
 SPIKING_FN i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 SPIKING_FN i64 panels_of(i64 outputs) { return (outputs + PANEL - 1) / PANEL; }
+
+// Numbers between the first of one panel and the first of the next.
+template <class W>
+SPIKING_FN i64 panel_stride(i64 inputs) { return PANEL * inputs + PANEL_GAP / i64(sizeof(W)); }
+
 SPIKING_FN i64 used_width(i64 panel, i64 outputs) { return smaller(PANEL, outputs - panel * PANEL); }
 SPIKING_FN i64 padded_width(i64 used) { return (used + LANES - 1) / LANES * LANES; }
 
@@ -97,7 +102,7 @@ void forward_share(const EventCall& p, i64 first, i64 last) {
     for (i64 unit = first; unit < last;) {           // a unit is one row of one panel
         const i64 panel = unit / p.rows, row = unit % p.rows, stop = smaller(p.rows, row + last - unit);
         const i64 used = used_width(panel, p.outputs), width = padded_width(used);
-        const W* weights = static_cast<const W*>(p.panels) + panel * PANEL * p.inputs;
+        const W* weights = static_cast<const W*>(p.panels) + panel * panel_stride<W>(p.inputs);
         const W* bias = static_cast<const W*>(p.bias) + panel * PANEL;
         for (i64 k = 0; k < width; ++k) start[k] = p.bias && k < used ? widened(bias[k]) : Sum(0);
         const Gather<W> run = gather_of<W>(width, ones, p.rows <= FEW_ROWS);
@@ -131,7 +136,7 @@ bool pack_panels(const PanelCall& p) {
             const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
             const i64 used = used_width(panel, p.outputs), width = padded_width(used);
             const W* from = static_cast<const W*>(p.weight) + panel * PANEL * p.row_stride + k * p.column_stride;
-            W* to = static_cast<W*>(p.panels) + panel * PANEL * p.inputs + k * width;
+            W* to = static_cast<W*>(p.panels) + panel * panel_stride<W>(p.inputs) + k * width;
             if (p.row_stride == 1) {
                 for (i64 i = 0; i < n; ++i)
                     for (i64 j = 0; j < used; ++j) {
@@ -198,7 +203,7 @@ void weight_grad_all(const WeightGradCall& p) {
         for (i64 unit = first; unit < last; ++unit) {
             const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
             const i64 used = used_width(panel, p.outputs), width = padded_width(used);
-            const W* grads = static_cast<const W*>(p.panels) + panel * PANEL * p.rows;
+            const W* grads = static_cast<const W*>(p.panels) + panel * panel_stride<W>(p.rows);
             const Gather<W> run = gather_of<W>(width, p.x == nullptr, false);
             for (i64 i = 0; i < n; ++i) {
                 const W* x = p.x ? static_cast<const W*>(p.x) + k + i : nullptr;
@@ -271,7 +276,7 @@ __attribute__((noinline)) void dots(const InputGradCall& p, const typename Kind<
     Vector sum[DOTS] = {};
     for (i64 panel = 0; panel < panels_of(p.outputs); ++panel) {
         const i64 width = padded_width(used_width(panel, p.outputs));
-        const W* weights = static_cast<const W*>(p.panels) + panel * PANEL * p.inputs;
+        const W* weights = static_cast<const W*>(p.panels) + panel * panel_stride<W>(p.inputs);
         for (i64 v = 0; v < width; v += LANES) {
             Vector g;
             load(grads + panel * PANEL + v, g);
@@ -322,6 +327,16 @@ bool input_grad_all(const InputGradCall& p) {
 
 // --- table ------------------------------------------------------------------------------------------------------------------------
 
+template <class W>
+i64 items_of(i64 inputs, i64 outputs) {
+    const i64 last = panels_of(outputs) - 1;
+    return last * panel_stride<W>(inputs) + padded_width(used_width(last, outputs)) * inputs;
+}
+
+long long panel_items(long long inputs, long long outputs, int dtype) {
+    return dtype == 0 ? items_of<float>(inputs, outputs) : dtype == 1 ? items_of<double>(inputs, outputs) : items_of<bf16>(inputs, outputs);
+}
+
 long long count(const EventCall& p) {
     return p.dtype == 0 ? count_rows<float>(p) : p.dtype == 1 ? count_rows<double>(p) : count_rows<bf16>(p);
 }
@@ -357,6 +372,6 @@ bool input_grad(const InputGradCall& p) {
 }  // namespace
 
 extern const EventTable event_table;
-const EventTable event_table{count, list, forward, pack, turn, turned_list, weight_grad, input_grad};
+const EventTable event_table{panel_items, count, list, forward, pack, turn, turned_list, weight_grad, input_grad};
 
 }  // namespace SPIKING_NS

@@ -1,8 +1,11 @@
 // What the bindings hand to event_linear.cpp. Spikes travel as bits: row r has `words` = (inputs + 63) / 64 words of 64 inputs.
 //
-// Weights lie in panels: columns in groups of 64 (the last one cut to a multiple of 16, filled with zeros), each group [inputs, width]
-// without gaps, so that a panel stays in L2 while all rows pass over it, whatever power of two the matrix is wide.
+// Weights lie in panels: columns in groups of 64 (the last one cut to a multiple of 16, filled with zeros), each group [inputs, width],
+// so that a panel stays in L2 while all rows pass over it, whatever power of two the matrix is wide. Between panels lies a gap:
+// without it what one spike reads of each panel would fall into the same few sets of a cache, and a batch of one would never be met by it.
 #pragma once
+
+constexpr long long PANEL_GAP = 1280;  // bytes: 20 lines, since a spike reads 4 of a panel of floats
 
 struct EventCall {
     const void* x;                 // [rows, inputs], stride x_stride between rows; null where every spike is 1 and bits say it all
@@ -13,7 +16,7 @@ struct EventCall {
     long long limit;               // more spikes than this: stop counting, return -1
     const long long* offsets;      // [rows + 1]: where each row's list begins
     unsigned int* lists;           // indices of the spikes, row after row (room for 16 more)
-    const void* panels;            // [inputs × outputs] in panels
+    const void* panels;            // [inputs × outputs] in panels, panel_items(…) numbers
     const void* bias;              // [outputs] or null
     void* y;                       // [rows, outputs]
     long long rows, inputs, outputs;
@@ -61,6 +64,7 @@ struct InputGradCall {
 };
 
 struct EventTable {
+    long long (*panel_items)(long long inputs, long long outputs, int dtype);
     long long (*count)(const EventCall&);  // fills bits and counts; spikes·2 + (are all exactly 1), or -1 beyond the limit
     void (*list)(const EventCall&);        // fills lists from bits and offsets
     void (*forward)(const EventCall&);

@@ -16,6 +16,7 @@ using Size = long long;
 
 constexpr Size SLACK = 16;                       // lists are written in whole vectors
 constexpr Size KEPT = Size(64) << 20;            // bytes of scratch that a thread keeps between calls
+constexpr Size STALE = -2;                       // the weight is no longer what the panels were made from
 constexpr Size WORTH_A_THREAD = 100000;          // sums below which waking a second thread costs more than it saves
 
 struct Scratch {
@@ -76,56 +77,9 @@ Size event_count(uintptr_t x, Size x_stride, uintptr_t bits, Size limit, Size ro
     return found;
 }
 
-// Counts, and where there are at most `limit` spikes, computes y; the return value is that of `count`.
-// given: the bits are already there, and x is 0 where all spikes are 1.
-Size event_forward(uintptr_t x, Size x_stride, uintptr_t bits, bool given, Size limit, uintptr_t panels, uintptr_t bias, uintptr_t y,
-                   Size rows, Size inputs, Size outputs, int dtype, int threads, uintptr_t per_row, uintptr_t per_input) {
-    EventCall p{};
-    const EventTable& table = event_table();
-    nb::gil_scoped_release release;
-    Scratch& s = scratch();
-    p.x = pointer<const void>(x), p.x_stride = x_stride, p.limit = limit;
-    p.bits = bits ? pointer<unsigned long long>(bits) : Scratch::room(s.bits, rows * words_of(inputs));
-    p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
-    tallied(p, s, {per_row, per_input});
-    Size found;
-    if (given) {
-        found = 0;
-        for (Size r = 0; r < rows; ++r) {
-            p.counts[r] = 0;
-            for (Size w = 0; w < words_of(inputs); ++w) p.counts[r] += __builtin_popcountll(p.bits[r * words_of(inputs) + w]);
-            found += p.counts[r];
-        }
-        found = found * 2 + (x == 0);
-    } else {
-        found = table.count(p);
-        if (found < 0) return found;
-        if (found & 1) p.x = nullptr;
-    }
-    p.offsets = running_sum(s, p.counts, rows);
-    p.lists = Scratch::room(s.lists, found / 2 + SLACK);
-    table.list(p);
-    p.panels = pointer<const void>(panels), p.bias = pointer<const void>(bias), p.y = pointer<void>(y);
-    p.threads = enough_threads(found / 2 * outputs, threads);
-    table.forward(p);
-    s.trim();
-    return found;
-}
-
-bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size inputs, Size outputs, uintptr_t panels, int dtype,
-                  int threads) {
-    PanelCall p{};
-    p.weight = pointer<const void>(weight), p.row_stride = row_stride, p.column_stride = column_stride;
-    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels);
-    p.dtype = dtype, p.threads = enough_threads(inputs * outputs, threads);
-    const EventTable& table = event_table();
-    nb::gil_scoped_release release;
-    return table.pack(p);
-}
-
 // A number that changes when the memory does: all of it is read where it is small, else some places all over it.
 unsigned long long event_sample(uintptr_t address, Size bytes) {
-    constexpr Size ALL = 4096, SOME = 256, LANES = 4;  // words; independent sums, so that one multiplication need not wait for another
+    constexpr Size ALL = 4096, SOME = 64, LANES = 4;  // words; independent sums, so that one multiplication need not wait for another
     const char* memory = pointer<const char>(address);
     const Size words = bytes / 8, step = words <= ALL ? 1 : words / SOME | 1;  // odd: not one column of a matrix
     unsigned long long sums[LANES] = {1, 2, 3, 4};
@@ -143,6 +97,73 @@ unsigned long long event_sample(uintptr_t address, Size bytes) {
     unsigned long long sample = 0;
     for (unsigned long long sum : sums) sample = (sample ^ sum) * 0x9e3779b97f4a7c15ull;
     return sample;
+}
+
+// A weight in panels, ready for calls. `weight` and `bytes` say where it lies and `sample` what event_sample found there before the panels
+// were made: no call computes with panels of another weight. No bytes: not looked at.
+class EventPlan {
+public:
+    EventPlan(uintptr_t panels, uintptr_t weight, Size bytes, unsigned long long sample, Size inputs, Size outputs, int dtype)
+        : weight_(weight), bytes_(bytes), sample_(sample) {
+        call_.panels = pointer<const void>(panels), call_.inputs = inputs, call_.outputs = outputs, call_.dtype = dtype;
+    }
+
+    // Counts, and where there are at most `limit` spikes, computes y; the return value is that of `count`, or STALE.
+    // bits: where to leave the spikes as bits, or with `given` where they are (then x is 0 where all spikes are 1); 0: they are not wanted.
+    Size run(uintptr_t x, Size x_stride, uintptr_t bits, bool given, Size limit, uintptr_t bias, uintptr_t y, Size rows, int threads,
+             uintptr_t per_row, uintptr_t per_input) const {
+        EventCall p = call_;
+        const EventTable& table = event_table();
+        nb::gil_scoped_release release;
+        if (bytes_ && event_sample(weight_, bytes_) != sample_) return STALE;
+        Scratch& s = scratch();
+        const Size words = words_of(p.inputs);
+        p.x = pointer<const void>(x), p.x_stride = x_stride, p.limit = limit, p.rows = rows;
+        p.bits = bits ? pointer<unsigned long long>(bits) : Scratch::room(s.bits, rows * words);
+        tallied(p, s, {per_row, per_input});
+        p.threads = enough_threads(rows * p.inputs, threads);
+        Size found;
+        if (given) {
+            found = 0;
+            for (Size r = 0; r < rows; ++r) {
+                p.counts[r] = 0;
+                for (Size w = 0; w < words; ++w) p.counts[r] += __builtin_popcountll(p.bits[r * words + w]);
+                found += p.counts[r];
+            }
+            found = found * 2 + (x == 0);
+        } else {
+            found = table.count(p);
+            if (found < 0) return found;
+            if (found & 1) p.x = nullptr;
+        }
+        p.offsets = running_sum(s, p.counts, rows);
+        p.lists = Scratch::room(s.lists, found / 2 + SLACK);
+        table.list(p);
+        p.bias = pointer<const void>(bias), p.y = pointer<void>(y);
+        p.threads = enough_threads(found / 2 * p.outputs, threads);
+        table.forward(p);
+        s.trim();
+        return found;
+    }
+
+private:
+    EventCall call_{};
+    uintptr_t weight_;
+    Size bytes_;
+    unsigned long long sample_;
+};
+
+Size event_panel_items(Size inputs, Size outputs, int dtype) { return event_table().panel_items(inputs, outputs, dtype); }
+
+bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size inputs, Size outputs, uintptr_t panels, int dtype,
+                  int threads) {
+    PanelCall p{};
+    p.weight = pointer<const void>(weight), p.row_stride = row_stride, p.column_stride = column_stride;
+    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels);
+    p.dtype = dtype, p.threads = enough_threads(inputs * outputs, threads);
+    const EventTable& table = event_table();
+    nb::gil_scoped_release release;
+    return table.pack(p);
 }
 
 // panels: room for grad_y [rows, outputs] in panels, filled here. x: 0 where every spike is 1.
@@ -190,8 +211,12 @@ bool event_input_grad(uintptr_t membrane, bool codes, double threshold, double r
 }  // namespace
 
 void bind_event_linear(nb::module_& m) {
+    m.attr("EVENT_STALE") = STALE;
+    nb::class_<EventPlan>(m, "EventPlan")
+        .def(nb::init<uintptr_t, uintptr_t, Size, unsigned long long, Size, Size, int>())
+        .def("run", &EventPlan::run);
     m.def("event_count", &event_count);
-    m.def("event_forward", &event_forward);
+    m.def("event_panel_items", &event_panel_items);
     m.def("event_panels", &event_panels);
     m.def("event_sample", &event_sample);
     m.def("event_input_grad", &event_input_grad);

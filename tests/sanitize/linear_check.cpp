@@ -21,7 +21,7 @@ std::vector<Size> running_sum(const Size* counts, Size n) {
 }
 
 Buffer panels_of(Buffer& weight, Size inputs, Size outputs, Size row_stride, Size column_stride, int dtype, int threads) {
-    Buffer panels = zeros(size_t(inputs * padded(outputs)), size_of(dtype));
+    Buffer panels = zeros(size_t(table.panel_items(inputs, outputs, dtype)), size_of(dtype));
     PanelCall p{};
     p.weight = weight.as(), p.row_stride = row_stride, p.column_stride = column_stride, p.inputs = inputs, p.outputs = outputs;
     p.panels = panels.as(), p.dtype = dtype, p.threads = threads;
