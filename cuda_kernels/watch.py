@@ -22,7 +22,7 @@ class NeuronCounts(NamedTuple):
 
     active: np.ndarray  # [T, B] neurons whose current is not zero
     spikes: np.ndarray  # [T, B]
-    pooled: np.ndarray  # [T, B] numbers that are not zero in the windows that drive them, where windows do
+    images: np.ndarray  # [T, B] numbers that are not zero in the images whose windows drive them, where windows do
     per_neuron: np.ndarray  # [features] spikes
     binary: bool  # every output is 0 or 1
 
@@ -30,8 +30,8 @@ class NeuronCounts(NamedTuple):
     def of(cls, counts: np.ndarray, steps: int, features: int) -> NeuronCounts:
         """From the counters of the threads, as `TallyCall` (cpu/neuron_api.h) lays them out."""
         total = counts.sum(0, dtype=np.int64)
-        active, spikes, pooled = total[: -features - 1].reshape(3, steps, -1)
-        return cls(active, spikes, pooled, total[-features - 1 : -1], not total[-1])
+        active, spikes, images = total[: -features - 1].reshape(3, steps, -1)
+        return cls(active, spikes, images, total[-features - 1 : -1], not total[-1])
 
 
 class InputCounts(NamedTuple):

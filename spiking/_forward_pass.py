@@ -20,11 +20,11 @@ from spiking.trace import Events, LayerTrace
 
 
 class Growing:
-    """An array that grows at its end, without being copied each time."""
+    """An array that grows at its end, without being copied each time; it begins with `n` zeros."""
 
-    def __init__(self) -> None:
-        self._room = np.zeros(0, np.int64)
-        self._n = 0
+    def __init__(self, n: int = 0) -> None:
+        self._room = np.zeros(n, np.int64)
+        self._n = n
 
     def with_more(self, values: np.ndarray) -> np.ndarray:
         """All values so far, these among them; a view that later calls leave as it is."""
@@ -72,8 +72,8 @@ class LayerPass:
         """Add to the counts of each element."""
         self.per_element = per_element if self.per_element is None else self.per_element + per_element
 
-    def commit(self, fresh: bool, samples: dict[str, Growing]) -> Events | None:
-        """Add the pass to the row; returns where its events were. `samples` grow with each pass."""
+    def commit(self, fresh: bool, samples: dict[str, Growing], silent: np.ndarray) -> Events | None:
+        """Add the pass to the row; returns where its events were. `samples` grow with each pass; `silent` has a 0 for each sample."""
         row = self.row
         for name, values in self.counts.items():
             row.counts[name] = row.counts[name] + values
@@ -89,11 +89,11 @@ class LayerPass:
         if self.levels:
             quiet = Levels()
             levels = self.levels + [quiet] * (self.steps - len(self.levels))
-            row.levels_step = levels if fresh else [a.join(b) for a, b in zip(row.levels_step, levels)]
+            row.levels_step = levels if fresh else [a if a is b else a.join(b) for a, b in zip(row.levels_step, levels)]
             for step in levels:
-                row.levels = row.levels.join(step)
+                row.levels = row.levels if step is row.levels else row.levels.join(step)
         row.levels_right = row.levels_right.join(self.levels_right)
-        repeated = self.repeated and self.next_step > 1 and row.is_weight_layer
+        repeated = self.repeated and self._next_step > 1 and row.is_weight_layer
         row.repeated_input = repeated and (fresh or row.repeated_input)
         row.train_mode = row.train_mode or self.train_mode
         row.operand_of = self.operand_of if fresh or row.operand_of == self.operand_of else ()
@@ -102,12 +102,17 @@ class LayerPass:
         updates = self.counts.get("updates", 0)
         updates = updates * self.steps if isinstance(updates, int) else int(updates.sum())
         per_sample = {
-            "syn_sample": _over_steps(self.syn, self.samples),
-            "spikes_sample": _over_steps(self.spikes, self.samples),
-            "updates_sample": np.full(self.samples, updates // max(self.samples, 1), np.int64),
+            "syn_sample": _over_steps(self.syn),
+            "spikes_sample": _over_steps(self.spikes),
+            "updates_sample": np.full(self.samples, updates // max(self.samples, 1), np.int64) if updates else None,
         }
         for name, values in per_sample.items():
-            setattr(row, name, samples.setdefault(f"{row.name} {name}", Growing()).with_more(values))
+            key = f"{row.name} {name}"
+            if values is None and key not in samples:
+                setattr(row, name, silent)
+                continue
+            grown = samples.setdefault(key, Growing(len(silent) - self.samples))
+            setattr(row, name, grown.with_more(silent[: self.samples] if values is None else values))
         return self._events()
 
     def _events(self) -> Events | None:
@@ -123,10 +128,10 @@ class LayerPass:
         return Events(*parts[:3]) if plain else Events(*parts)
 
 
-def _over_steps(parts: list[np.ndarray], samples: int) -> np.ndarray:
+def _over_steps(parts: list[np.ndarray]) -> np.ndarray | None:
     """Sums of [t, B] over the steps of all parts."""
     if not parts:
-        return np.zeros(samples, np.int64)
+        return None
     return parts[0].sum(0) if len(parts) == 1 else np.concatenate(parts).sum(0)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-if TYPE_CHECKING:
-    from spiking._rows import Rows
+from spiking._rows import Rows, counting_of
 
 
 class Operations(TorchFunctionMode):
@@ -65,6 +64,6 @@ class Operations(TorchFunctionMode):
         if changed:
             self.rows.run.copied(args[0], a)
         y = func(*args)
-        with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
+        with counting_of(y):
             (self.rows.addition if adds else self.rows.product)(a, args[1], y)
         return y

@@ -6,8 +6,9 @@ import hashlib
 import platform
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
+from os import PathLike
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 from spiking import _peers as peers
 from spiking._forward_pass import ForwardPass, Growing
 from spiking._operations import Operations
-from spiking._rows import Rows
+from spiking._rows import Rows, counting_of
 from spiking._watched import Kind, listened, plain, watched
 from spiking.errors import SpikingError
-from spiking.trace import EventTrace, LayerTrace, Recording
+from spiking.trace import Events, EventTrace, LayerTrace, Recording
+
+if TYPE_CHECKING:
+    from spiking._tracefile import Writer
 
 INPUT = "(input)"
 
@@ -39,6 +43,7 @@ class Recorder:
         data_id: str,
         seed: int | None,
         dt: float | None,
+        to: str | PathLike[str] | None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SpikingError(f"record: got {type(model).__name__}; expected a torch.nn.Module.")
@@ -61,6 +66,8 @@ class Recorder:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             software=_versions(),
         )
+        self._to = to
+        self._writer: Writer | None = None
         self._handles: list[Any] = []
         self._readers: dict[str, set[str]] = {}  # of each layer, in any pass
         self._known: dict[str, LayerTrace] = {}  # the rows of the trace by name
@@ -71,6 +78,10 @@ class Recorder:
         self._reset()
 
     def __enter__(self) -> EventTrace:
+        if self._to is not None:
+            from spiking._tracefile import Writer
+
+            self._writer = Writer(self._to)
         self.trace.model_hash = model_hash(self.model)
         stated: Any = getattr(self.model, "precision", None)
         if is_dataclass(stated) and not isinstance(stated, type):
@@ -105,6 +116,10 @@ class Recorder:
         self._rows.watch.stop()
         call = self._call
         self._reset()
+        if self._writer is not None and (call or kind is not None):
+            self._writer.abort()
+        elif self._writer is not None:
+            self._writer.finish(self.trace)
         if call and kind is None:
             raise SpikingError(
                 f"record: got {call} steps of the last pass; expected {self.stated_steps}. Call the model once per step."
@@ -183,20 +198,30 @@ class Recorder:
         for name in self._known:
             if name not in self._run.layers:
                 raise SpikingError(f"record: layer {name} did not run in this pass; expected the same layers.")
+        silent = self._samples.setdefault("", Growing()).with_more(np.zeros(self._run.batch, np.int64))
         for name, done in self._run.layers.items():
             fresh = name not in self._known
-            events = done.commit(fresh, self._samples)
+            events = done.commit(fresh, self._samples, silent)
             if fresh:
                 self._known[name] = done.row
                 self.trace.layers.append(done.row)
-                done.row.events = events
-            elif events is not None and done.row.events is not None:
-                done.row.events = done.row.events.followed_by(events, self.trace.n_samples)
+            self._events(done.row, events, fresh)
         self.trace.n_steps = self._run.steps
         self.trace.n_samples += self._run.batch
         self._fold_norms()
         self._keep()
         self._reset()
+
+    def _events(self, row: LayerTrace, events: Events | None, fresh: bool) -> None:
+        """Keep where the events of a pass were, or write them to the file."""
+        if events is None:
+            row.events = None
+        elif self._writer is not None:
+            self._writer.append([*self._known].index(row.name), events, self.trace.n_samples)
+        elif fresh:
+            row.events = events
+        elif row.events is not None:
+            row.events = row.events.followed_by(events, self.trace.n_samples)
 
     def _fold_norms(self) -> None:
         """A batch norm in eval mode, directly behind the weights and their only reader, becomes part of them."""
@@ -271,8 +296,7 @@ class _Seen:
         y = next((v for v in out if isinstance(v, Tensor)), None) if isinstance(out, tuple | list) else out
         if x is None or not isinstance(y, Tensor):
             raise SpikingError(f"record: layer {self.label} was called without tensors; expected one in and one out.")
-        # counts are products of float32: a lower precision chosen for the model must not reach them
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with counting_of(x):
             if self.kind == "neuron":
                 state = next((v for v in (*args, *kwargs.values()) if hasattr(v, "spikes")), None)
                 self.rows.neuron(self.label, module, x, y, None if state is None else state.spikes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,14 @@ class Fans(NamedTuple):
     w_abs_mean: float
     w_abs_max: float
     row_abs_w: np.ndarray
+
+
+@contextmanager
+def counting_of(x: Tensor) -> Iterator[None]:
+    """No gradients; and since counts are products of float32, a lower precision chosen for the model does not reach them."""
+    lower = torch.is_autocast_enabled(x.device.type)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False) if lower else nullcontext():
+        yield
 
 
 class Rows:
@@ -266,7 +275,7 @@ class Rows:
                 ) from err
         spiking = counters.Levels()
         for levels in counts.levels:
-            spiking = spiking.join(levels)
+            spiking = spiking if levels is spiking else spiking.join(levels)
         done.add("in_numel", steps, numel)
         done.add("updates", steps, numel)
         done.add("updates_active", steps, active)
@@ -319,7 +328,7 @@ class Rows:
         names = [self.names.get(id(module)) for module in (pool, neuron)]
         if names[0] is None or names[1] is None:
             return
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with counting_of(x):
             found = self.watch.take_neurons(x, s)
             if found is None or x.shape[1] != self.run.batch or x.shape[0] > self.run.steps:
                 pooled = type(pool).forward(pool, x.detach())
@@ -331,9 +340,9 @@ class Rows:
             self.run.reads(x, done)
             done.add("in_numel", steps, math.prod(seq.shape[1:]))
             if done.row.kind == "avgpool":
-                reached = found.pooled.sum(1)  # windows lie side by side: no number is in two of them
-                done.add("pool_adds", steps, reached)
-                done.add("in_nnz", steps, reached + self._left_over(pool, seq))
+                nnz = found.images.sum(1)
+                done.add("in_nnz", steps, nnz)
+                done.add("pool_adds", steps, nnz - self._left_over(pool, seq))  # no number is in two windows
             else:
                 done.add("pool_cmps", steps, done.row.config["dense_ops"] * self.run.batch)
             of_pool = done.row.name
@@ -347,7 +356,7 @@ class Rows:
         window = pool.kernel_size if isinstance(pool.kernel_size, int) else pool.kernel_size[0]
         high, wide = (n // window * window for n in seq.shape[3:])
         parts = seq[..., high:, :], seq[..., :high, wide:]
-        return sum(counters.count_nonzero_per_step(part) for part in parts if part.numel())
+        return sum(part.count_nonzero((1, 2, 3, 4)).cpu().numpy() for part in parts if part.numel())
 
     def norm(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a normalisation."""

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ SCHEMA = "1.2"
 """1.1 added row_abs_w, active_rows, events and matmul rows, 1.2 row_siemens; a file without them is read as it is."""
 _STATIC = ("params", "w_nnz", "w_abs_mean", "w_abs_max", "dense", "dense_padded")
 _MAX_BYTES = 2**30
+_CHUNK = 65536
 _FLAGS = ("bias", "train_mode", "repeated_input")
 _ROWS = ("row_abs_w", "row_siemens")
 _ARRAYS = ("in_abs_sum", "spike_count", "fan_out", "syn_sample", "updates_sample", "spikes_sample")
@@ -40,20 +42,84 @@ _WEIGHTS = ("in_numel", "in_nnz", "syn", "syn_eff", "bias_adds")
 
 def save(trace: EventTrace, path: str | PathLike[str]) -> None:
     """Write a trace; a failure leaves neither a half-written file nor the loss of an older one."""
-    if trace.n_samples == 0:
-        raise SpikingError(f"{os.fspath(path)}: got a trace of zero samples; expected at least one recorded pass.")
-    part = Path(f"{os.fspath(path)}.part")
-    try:
-        with h5py.File(part, "w") as file:
+    Writer(path).finish(trace)
+
+
+class Writer:
+    """A trace file in the making, under a temporary name until it is complete: events as they come, everything else at the end."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._part = Path(f"{self.path}.part")
+        self._file: h5py.File | None = None
+
+    def append(self, layer: int, events: Events, samples: int) -> None:
+        """Add events of the layer with that number, whose samples are counted on from `samples`."""
+        with self._told() as file:
+            group = file.require_group(f"events/{layer:04d}")
+            have = len(group["index"]) if "index" in group else 0
+            if (have + len(events)) * 4 > _MAX_BYTES:
+                raise SpikingError(
+                    f"{self.path}: layer {layer}: got more than {_MAX_BYTES // 4} events; expected as many as a file holds. "
+                    "Record fewer samples in one trace."
+                )
+            _extend(group, "sample", have, (events.sample + np.uint32(samples)).astype(np.uint32))
+            _extend(group, "step", have, events.step.astype(np.uint32))
+            _extend(group, "index", have, events.index.astype(np.uint32))
+            if len(events.value) or "value" in group:
+                _extend(group, "value", have, events.value if len(events.value) else np.ones(len(events), np.float32))
+
+    def finish(self, trace: EventTrace) -> None:
+        """Write the counters, and give the file its name."""
+        if trace.n_samples == 0:
+            self.abort()
+            raise SpikingError(f"{self.path}: got a trace of zero samples; expected at least one recorded pass.")
+        with self._told() as file:
             _write(file, trace)
             file.attrs["complete"] = True
-        os.replace(part, path)
-    except (OSError, RuntimeError) as err:  # h5py gives a full disk as either, in HDF5's own words
-        part.unlink(missing_ok=True)
-        said = str(err)
-        full = "No space left on device" in said or "errno = 28" in said
-        reason = "No space left on device" if full else said.splitlines()[0]
-        raise SpikingError(f"{os.fspath(path)}: the trace cannot be written: {reason}.") from err
+            file.close()
+            os.replace(self._part, self.path)
+
+    def abort(self) -> None:
+        """Leave no file behind."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[h5py.File]:
+        """The file; what goes wrong with it is told in one line, and it is gone."""
+        try:
+            if self._file is None:
+                self._file = h5py.File(self._part, "w")
+            yield self._file
+        except (OSError, RuntimeError) as err:  # h5py gives a full disk as either, in HDF5's own words
+            said = str(err)
+            with suppress(OSError, RuntimeError):
+                self.abort()
+            self._part.unlink(missing_ok=True)
+            full = "No space left on device" in said or "errno = 28" in said
+            reason = "No space left on device" if full else said.splitlines()[0]
+            raise SpikingError(f"{self.path}: the trace cannot be written: {reason}.") from err
+
+
+def _extend(group: h5py.Group, name: str, have: int, values: np.ndarray) -> None:
+    """Write values behind the first `have` ones; those that were never written are 1."""
+    if name not in group:
+        group.create_dataset(
+            name,
+            (have,),
+            values.dtype,
+            maxshape=(None,),
+            chunks=(_CHUNK,),
+            fillvalue=1,
+            compression="gzip",
+            compression_opts=4,
+            shuffle=True,
+        )
+    group[name].resize((have + len(values),))
+    group[name][have:] = values
 
 
 def _write(file: h5py.File, trace: EventTrace) -> None:
@@ -61,7 +127,7 @@ def _write(file: h5py.File, trace: EventTrace) -> None:
         {
             "format": FORMAT,
             "schema": SCHEMA,
-            "mode": "events" if any(layer.events is not None for layer in trace.layers) else "summary",
+            "mode": "events" if "events" in file or any(row.events is not None for row in trace.layers) else "summary",
             "complete": False,
             "n_samples": trace.n_samples,
             "n_steps": trace.n_steps,
@@ -144,7 +210,7 @@ def _dataset(group: h5py.Group, name: str, values: np.ndarray) -> None:
     if values.nbytes <= 2048:  # a chunk's index would be larger than the data
         group.create_dataset(name, data=values)
         return
-    chunks = (min(len(values), 65536), *values.shape[1:])
+    chunks = (min(len(values), _CHUNK), *values.shape[1:])
     group.create_dataset(name, data=values, chunks=chunks, compression="gzip", compression_opts=4, shuffle=True)
 
 

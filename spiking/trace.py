@@ -418,6 +418,7 @@ def record(
     data_id: str = "",
     seed: int | None = None,
     dt: float | None = None,
+    to: str | PathLike[str] | None = None,
 ) -> Recorder:
     """Watch a model: every forward pass inside the `with` block adds its counts to the trace.
 
@@ -431,7 +432,9 @@ def record(
     pass. Neurons of snnTorch, SpikingJelly, Norse and sinabs are known by name; models with sinabs neurons take [B, T, *].
     `keep_spikes` keeps the input, spikes and output of that many first samples in `trace.recordings`.
     `events` keeps where every spike was, which the latency of a mesh needs; 12 bytes a spike. `active_rows` counts the row
-    blocks of memory arrays that hold a spike, which is slow for convolutions.
+    blocks of memory arrays that hold a spike, which is slow for convolutions. With `to`, a file name, the trace is written there:
+    events after each pass, so that a long run fills no memory (read them with `EventTrace.load`: `events` stay out of the trace
+    in memory), everything else when the block ends. The file appears under its name only when it is complete.
     Units: dt in seconds per step.
     Errors: SpikingError naming the layer, if an operand holds NaN or Inf, its shape fits none of the three, or a neuron of
     another library is not known; SpikingError if a pass ends before its last step.
@@ -455,6 +458,7 @@ def record(
         data_id=data_id,
         seed=seed,
         dt=dt,
+        to=to,
     )
 
 

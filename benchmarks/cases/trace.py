@@ -1,16 +1,23 @@
-"""What `spiking.record` adds to a forward pass, and whether a trace grows with the run.
+"""What `spiking.record` adds to a forward pass, and whether a trace, or the memory of a long run, grows with its length.
 
-The network runs plainly and under `record` in turn, eight batches each. "naive hooks" copy every input and output and count their
-non-zeros, which is what one would write first. Then the same trace is fed 4 and 16 times as many batches: its size on disk and in memory
-must not follow (three sums per sample are kept for the bootstrap).
+Two copies of a network run in turn, one plainly, one under `record`, eight batches each: a pass of the steady run. What a recording
+costs once (the hash of the weights, fan-out tables) is a row of its own. "naive hooks" copy every input and output and count their
+non-zeros, which is what one would write first. Then a trace is fed 4 and 16 times as many batches: its size on disk and in memory
+must not follow (three sums per sample are kept for the bootstrap). Last, runs that write event lists to a file, and ten times as many
+batches of them, each in a process of its own: their peak memory must not follow either.
 """
 
 from __future__ import annotations
 
+import copy
 import pickle
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,17 +30,21 @@ from spiking.models.nmnist import NMNISTNet
 NAME = "trace"
 TITLE = "recording a trace: cost beside the plain forward pass, and growth with the length of the run"
 BATCHES = 8
-PLAIN, RECORDED, NAIVE = "plain forward", "recorded", "naive hooks"
+PLAIN, RECORDED, NAIVE, ONCE = "plain forward", "recorded", "naive hooks", "once per recording"
 
 
 def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     for name, (network, x) in _networks(quick, device).items():
-        with torch.no_grad():
-            calls = {PLAIN: _plain(network, x), RECORDED: _recorded(network, x), NAIVE: _naive(network, x)}
+        watched = copy.deepcopy(network)
+        with torch.no_grad(), spiking.record(watched):
+            calls = {PLAIN: _batches(network, x), RECORDED: _batches(watched, x), NAIVE: _naive(network, x)}
             seconds = interleaved(calls, 3 if quick else 9, 2)
         for what, times in seconds.items():
             yield Row(NAME, what, [t / BATCHES for t in times], None if what == PLAIN else PLAIN, name)
+        passes = median(seconds[RECORDED]) / BATCHES
+        yield Row(NAME, ONCE, [max(t - passes, 0.0) for t in _first(network, x)], None, name, "beside its first pass")
         yield _growth(name, network, x, quick)
+    yield _memory(quick)
 
 
 def _networks(quick: bool, device: str) -> dict[str, tuple[nn.Module, Tensor]]:
@@ -42,21 +53,39 @@ def _networks(quick: bool, device: str) -> dict[str, tuple[nn.Module, Tensor]]:
     def events(steps: int, batch: int) -> Tensor:
         return (torch.rand(steps, batch, 2, 34, 34, generator=generator) < 0.05).float().to(device)
 
+    torch.manual_seed(0)
     layers: list[nn.Module] = [spiking.Flatten()]
     for fan_in, fan_out in ((2312, 512), (512, 512), (512, 10)):
         layers += [spiking.Linear(fan_in, fan_out), spiking.LIF()]
-    torch.manual_seed(0)
+    found: dict[str, tuple[nn.Module, Tensor]] = {}
+    for batch in (16,) if quick else (256, 32):
+        network = NMNISTNet.pretrained().eval().to(device)
+        found[f"N-MNIST network, batch {batch}"] = (network, events(6, batch))
     batch = 16 if quick else 256
-    return {
-        f"N-MNIST network, batch {batch}": (NMNISTNet.pretrained().eval().to(device), events(6, batch)),
-        f"MLP 2312-512-512-10, T=16, batch {batch}": (
-            spiking.Sequential(*layers).eval().to(device),
-            events(16, batch),
-        ),
-    }
+    mlp = spiking.Sequential(*layers).eval().to(device)
+    found[f"MLP 2312-512-512-10, T=16, batch {batch}"] = (mlp, events(16, batch))
+    batch = 16 if quick else 32
+    found[f"torch layers and LIF, T=6, batch {batch}"] = (_Ordinary().eval().to(device), events(6, batch))
+    return found
 
 
-def _plain(network: nn.Module, x: Tensor) -> Callable[[], None]:
+class _Ordinary(nn.Module):
+    """A network of torch's own layers, with spiking neurons between them, as one would write it without the library's layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.linear = nn.Conv2d(2, 12, 5), nn.Conv2d(12, 32, 5), nn.Linear(800, 10)
+        self.pool = nn.AvgPool2d(2)
+        self.neurons = nn.ModuleList(spiking.LIF(0.5, 0.25) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.shape[:2]
+        for conv, neuron in zip((self.conv1, self.conv2), self.neurons):
+            x = neuron(self.pool(conv(x.flatten(0, 1))).unflatten(0, steps))
+        return self.neurons[2](self.linear(x.flatten(2)))
+
+
+def _batches(network: nn.Module, x: Tensor) -> Callable[[], None]:
     def call() -> None:
         for _ in range(BATCHES):
             network(x)
@@ -64,13 +93,16 @@ def _plain(network: nn.Module, x: Tensor) -> Callable[[], None]:
     return call
 
 
-def _recorded(network: nn.Module, x: Tensor) -> Callable[[], None]:
-    def call() -> None:
-        with spiking.record(network):
-            for _ in range(BATCHES):
+def _first(network: nn.Module, x: Tensor) -> list[float]:
+    """Seconds of recordings of one pass."""
+    found = []
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            with spiking.record(network):
                 network(x)
-
-    return call
+            found.append(time.perf_counter() - start)
+    return found
 
 
 def _naive(network: nn.Module, x: Tensor) -> Callable[[], None]:
@@ -109,13 +141,41 @@ def _growth(name: str, network: nn.Module, x: Tensor, quick: bool) -> Row:
     return Row(NAME, "trace size", [0.0], None, name, "; ".join(sizes))
 
 
+_LONG_RUN = """
+import resource, sys, torch, spiking
+path, passes = sys.argv[1], int(sys.argv[2])
+net = spiking.Sequential(spiking.Linear(2312, 512), spiking.LIF(threshold=0.1), spiking.Linear(512, 10), spiking.LIF())
+x = (torch.rand(16, 64, 2312, generator=torch.Generator().manual_seed(0)) < 0.05).float()
+with torch.no_grad(), spiking.record(net, events=True, to=path or None) as trace:
+    for _ in range(passes):
+        net(x)
+events = sum(int(row.counts["in_nnz"].sum() + row.counts["spikes"].sum()) for row in trace.layers)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, events)
+"""
+
+
+def _memory(quick: bool) -> Row:
+    """Peak memory of runs that keep events: written to a file, 1 and 10 times as long, and held in memory."""
+    passes = 1 if quick else 4
+    notes = []
+    with tempfile.TemporaryDirectory() as folder:
+        runs = (("to a file", f"{folder}/a.h5", 1), ("to a file", f"{folder}/b.h5", 10), ("in memory", "", 10))
+        for what, path, times in runs:
+            command = [sys.executable, "-P", "-c", _LONG_RUN, path, str(times * passes)]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            notes.append(f"{times}× {what}: {int(said[0]) / 1024:.0f} MB peak with {int(said[1]) / 1e6:.1f} M events")
+    return Row(NAME, "peak memory", [0.0], None, "event lists", "; ".join(notes))
+
+
 def summary(rows: Sequence[Row]) -> list[str]:
     """Overheads."""
     medians: dict[str, dict[str, float]] = {}
     for row in rows:
         medians.setdefault(row.group, {})[row.what] = row.median
-    return [
+    found = [
         f"{group}: recording adds {100 * (m[RECORDED] / m[PLAIN] - 1):.1f} % to a forward pass of {1e3 * m[PLAIN]:.1f} ms "
-        f"(naive hooks {100 * (m[NAIVE] / m[PLAIN] - 1):.1f} %)"
+        f"(naive hooks {100 * (m[NAIVE] / m[PLAIN] - 1):.1f} %), and {1e3 * m[ONCE]:.1f} ms once"
         for group, m in medians.items()
+        if PLAIN in m
     ]
+    return found + [row.note for row in rows if row.what == "peak memory"]

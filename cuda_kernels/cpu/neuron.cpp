@@ -381,7 +381,7 @@ void forward_block(const NeuronCall& p, i64 first, i64 n, int thread) {
         step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n, next, sizeof(IO));
         if (p.tally) {
             tally_row(p, tally, t, first, n, x, s, hits);
-            if (p.drive) tally_windows<IO>(p, tally, t, first, n);
+            if (p.drive) tally_images<IO>(p, tally, t, first, n);
         }
         if (s == sb) store_row(sb, out, n, stream);
         if (p.save == 1 && stream) store_row(hb, static_cast<T*>(p.saved) + at, n, true);

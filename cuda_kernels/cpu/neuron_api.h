@@ -12,8 +12,8 @@ struct DriveCall {
 
 // What a recording wants to know of a forward call, counted while the numbers are in the caches. Each thread has counters of its own,
 // zeroed by the caller: [threads, stride], stride = 3·T·samples + features + 1.
-//   [T, samples] neurons whose current is not zero; [T, samples] spikes; [T, samples] numbers in the windows of a drive that are not
-//   zero; [features] spikes of each neuron; 1 where an output is neither 0 nor 1
+//   [T, samples] neurons whose current is not zero; [T, samples] spikes; [T, samples] numbers of a drive's images that are not zero;
+//   [features] spikes of each neuron; 1 where an output is neither 0 nor 1
 struct TallyCall {
     long long features;        // neurons of one sample
     int* counts;

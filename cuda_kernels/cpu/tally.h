@@ -18,7 +18,7 @@ SPIKING_FN void over_samples(const NeuronCall& p, i64 t, i64 first, i64 n, const
 }
 
 struct Tally {
-    int *active, *spikes, *pooled, *per_neuron, *odd;
+    int *active, *spikes, *images, *per_neuron, *odd;
 };
 
 SPIKING_FN Tally tally_of(const NeuronCall& p, int thread) {
@@ -53,17 +53,21 @@ __attribute__((noinline)) void tally_row(const NeuronCall& p, const Tally& to, i
     if (odd) *to.odd = 1;
 }
 
-// What the windows that drive the block hold at step t.
+// The images whose windows drive the block, at step t: of each, the rows of windows that begin in the block, with what lies below the
+// last one. Those are one run of numbers, which is several times quicker to count than window by window.
 template <class IO>
-__attribute__((noinline)) void tally_windows(const NeuronCall& p, const Tally& to, i64 t, i64 first, i64 n) {
+__attribute__((noinline)) void tally_images(const NeuronCall& p, const Tally& to, i64 t, i64 first, i64 n) {
     const DriveCall& d = *p.drive;
-    const IO* x = static_cast<const IO*>(p.x);
-    const i64 samples = p.N / p.tally->features;
-    over_windows(d, t, first, n, [&](i64 k, i64 windows, i64 source, i64) {
-        int found = 0;
-        for (i64 r = 0; r < d.window; ++r) found += count_nonzero(x + source + r * d.width, windows * d.window);
-        to.pooled[t * samples + (first + k) / p.tally->features] += found;
-    });
+    const i64 features = p.tally->features, samples = p.N / features;
+    const i64 rows = d.height / d.window, columns = d.width / d.window, in_sample = features / columns;
+    const auto at = [&](i64 row) { return (row / rows * d.height + row % rows * d.window) * d.width; };
+    const IO* x = static_cast<const IO*>(p.x) + t * d.step_items;
+    const i64 end = (first + n + columns - 1) / columns;
+    for (i64 row = (first + columns - 1) / columns; row < end;) {
+        const i64 sample = row / in_sample, stop = (sample + 1) * in_sample < end ? (sample + 1) * in_sample : end;
+        to.images[t * samples + sample] += count_nonzero(x + at(row), at(stop) - at(row));
+        row = stop;
+    }
 }
 
 // The spikes of each neuron of a block [first, first + n).
