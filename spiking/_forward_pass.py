@@ -93,7 +93,7 @@ class LayerPass:
             for step in levels:
                 row.levels = row.levels if step is row.levels else row.levels.join(step)
         row.levels_right = row.levels_right.join(self.levels_right)
-        repeated = self.repeated and self._next_step > 1 and row.is_weight_layer
+        repeated = self.repeated and self.next_step > 1 and row.is_weight_layer
         row.repeated_input = repeated and (fresh or row.repeated_input)
         row.train_mode = row.train_mode or self.train_mode
         row.operand_of = self.operand_of if fresh or row.operand_of == self.operand_of else ()
