@@ -18,7 +18,7 @@ def iir() -> None:
 
 RUN_HELP = """Train a network on images, convert it, retrain it at ever fewer time steps, and price each stage.
 
---data takes mnist, fashion, cifar10 or cifar100, looked for below --root (or $SPIKING_DATA), or a folder or archive: MNIST's \
+--data takes mnist, fashion, cifar10 or cifar100, looked for below --root, or a folder or archive: MNIST's \
 idx files, a CIFAR archive as downloaded, or pictures in train/CLASS/ and test/CLASS/. Nothing is downloaded.
 
 Examples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -227,7 +226,7 @@ def split(recipe: Recipe, train: Images, test: Images, place: str = "images") ->
 def _place(recipe: Recipe) -> Path:
     if recipe.data not in FOLDERS:
         return Path(recipe.data)
-    root = Path(os.environ.get("SPIKING_DATA", recipe.root)).expanduser()
+    root = Path(recipe.root).expanduser()
     for name in FOLDERS[recipe.data]:
         if (root / name).exists():
             return root / name
