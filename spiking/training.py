@@ -249,6 +249,8 @@ class Trainer:
         A resumed run may be given more epochs than it was started with: from where it stands, the learning rate then
         follows the longer half cosine.
         """
+        for data in (train,) if validation is None else (train, validation):
+            _check_batches("Trainer.fit", data)
         steps = self._steps_per_epoch(train)
         if resume:
             self._resume(len(train), steps)
@@ -278,6 +280,7 @@ class Trainer:
         """
         from accelerate.utils import gather_object
 
+        _check_batches("Trainer.evaluate", data)
         size, world, rank = self.config.batch_size, self.accelerator.num_processes, self.accelerator.process_index
         if not len(data):
             raise SpikingError("Trainer.evaluate: got no samples; expected at least one.")
@@ -617,6 +620,14 @@ class _Average:
     def load(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self.values[name].copy_(value)
+
+
+def _check_batches(where: str, data: object) -> None:
+    if not callable(getattr(data, "batch", None)):
+        raise SpikingError(
+            f"{where}: got {type(data).__name__}; expected samples with batch(indices, epoch), such as "
+            "TensorBatches(x, labels)."
+        )
 
 
 def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:

@@ -50,6 +50,10 @@ ROWS = (
 LEAVES = {"errors", "surrogate"}  # anybody may import them; they import nothing of ours but each other
 PARTS = {
     "_recorder": "trace",
+    "_forward_pass": "trace",
+    "_operations": "trace",
+    "_rows": "trace",
+    "_watched": "trace",
     "_counters": "trace",
     "_multilevel": "neuron",
     "_peers": "trace",
