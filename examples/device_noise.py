@@ -31,7 +31,7 @@ from spiking.training import TrainConfig, Trainer
 
 PRESETS = ("rram-40nm", "rram-wan", "pcm")
 DAY = 86_400.0
-READ_NOISE = (0.0, 0.02, 0.05, 0.1, 0.2)  # of each device's conductance, in place of the preset's
+READ_NOISE = (0.0, 0.05, 0.1, 0.2, 0.5)  # of each device's conductance, in place of the preset's
 TIMES = (0.0, 3600.0, DAY, 30 * DAY, 365.25 * DAY)
 STUCK = (0.0, 0.01, 0.02, 0.05, 0.1)  # half of them at the lowest, half at the highest conductance
 ADC_BITS = (3, 4, 5, 6, 8)
