@@ -442,7 +442,8 @@ def _conv_largest(conv: Conv2d, pool: nn.Module, x: Tensor) -> tuple[Any, ...]:
 
 def _averages(conv: nn.Module, pool: nn.Module, x: Tensor) -> bool:
     """Whether training may run a convolution and the average pooling after it as one convolution, which has fewer products."""
-    if not (isinstance(conv, Conv2d) and isinstance(pool, AvgPool2d) and conv.sums_spikes and conv.stride == (1, 1)):
+    kinds = isinstance(conv, Conv2d) and isinstance(pool, AvgPool2d) and not torch.compiler.is_compiling()
+    if not (kinds and conv.sums_spikes and conv.stride == (1, 1)):  # type: ignore[union-attr, operator]
         return False
     window = _window(pool) or 1
     fits = x.is_cpu and x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype == conv.weight.dtype
