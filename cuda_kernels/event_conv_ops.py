@@ -184,14 +184,16 @@ def _blocks(module: Any, weight: Tensor, g: Geometry) -> Tensor | None:
     entry = _panels_of(module, weight, (g.stride_x, g.groups))
     if entry.panels is None and entry.finite:
         blocks = memory.empty((module.conv_items(g)[0],), state_dtype(weight.dtype), weight.device)
-        entry.finite = module.conv_pack(g, weight.contiguous().data_ptr(), _DTYPES[weight.dtype], blocks.data_ptr(), 0)
+        plain = weight.contiguous()  # a copy has to live until it is read
+        entry.finite = module.conv_pack(g, plain.data_ptr(), _DTYPES[weight.dtype], blocks.data_ptr(), 0)
         entry.panels = blocks
     return entry.panels if entry.finite else None
 
 
 def _back_weights(module: Any, weight: Tensor, g: Geometry) -> Tensor:
     back = torch.empty((module.conv_items(g)[1],), dtype=state_dtype(weight.dtype))
-    module.conv_pack(g, weight.contiguous().data_ptr(), _DTYPES[weight.dtype], 0, back.data_ptr())
+    plain = weight.contiguous()
+    module.conv_pack(g, plain.data_ptr(), _DTYPES[weight.dtype], 0, back.data_ptr())
     return back
 
 

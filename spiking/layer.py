@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
 
-from spiking.cuda_kernels import cost, event_conv_ops, event_linear_ops
+from spiking.cuda_kernels import cost, event_conv_ops, event_linear_ops, watch
 from spiking.cuda_kernels.cuda import event as cuda_event
 from spiking.cuda_kernels.pool_ops import pool_moments
 from spiking.errors import SpikingError
@@ -108,7 +108,7 @@ class Conv2d(nn.Conv2d):
     @property
     def sums_spikes(self) -> bool:
         """Whether the event-driven kernels know this kind of convolution."""
-        return self.padding_mode == "zeros" and self.dilation == (1, 1) and not isinstance(self.padding, str)
+        return sums_spikes(self)
 
     def _convolved(self, images: Tensor) -> Tensor:
         return event_conv_ops.conv2d(images, self.weight, self.bias, *self.call)
@@ -117,6 +117,11 @@ class Conv2d(nn.Conv2d):
     def call(self) -> tuple[list[int], list[int], int]:
         """Stride, padding and groups, as the kernels take them."""
         return list(self.stride), list(self.padding), self.groups  # type: ignore[arg-type]
+
+
+def sums_spikes(conv: nn.Conv2d) -> bool:
+    """Whether the event-driven kernels know this kind of convolution."""
+    return conv.padding_mode == "zeros" and conv.dilation == (1, 1) and not isinstance(conv.padding, str)
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -324,7 +329,8 @@ def _two(size: Any) -> tuple[Any, ...]:
 
 
 def _is_watched(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    kinds = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(not watch.is_of_watch(hook) for hooks in kinds for hook in hooks.values())
 
 
 def _normalises(norm: nn.Module, pool: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -386,6 +392,13 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
     if len(layers) < 2:
         return None
     first, second = layers[:2]
+    watching = watch.current()
+    if watching is not None:  # it hears of this pair; of others, layer by layer
+        if not (_pools(first, x) and _may_follow(second)):
+            return None
+        s, state = second.after_pool(x, _window(first), isinstance(first, MaxPool2d), None, states[1])
+        watching.together(first, second, x, s)
+        return s, None, state
     if len(layers) > 2 and _convolves(first, x) and _normalises(second, layers[2], _out_shape(first, x), x.dtype):
         return _then_neuron(_conv_pooled(first, layers[2], x), second, layers[3:], states[3:], 3)
     if window := _window_after(first, second, x):

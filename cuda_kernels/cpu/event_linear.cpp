@@ -59,6 +59,13 @@ i64 count_rows(const EventCall& p) {
             if (!spikes.ones) __atomic_store_n(&other, 1, __ATOMIC_RELAXED);
             __atomic_fetch_add(&total, spikes.count, __ATOMIC_RELAXED);
         }
+        if (!p.per_input) return;
+#ifdef _OPENMP
+        int* per_input = p.per_input + (p.threads > 1 ? omp_get_thread_num() : 0) * p.inputs;
+#else
+        int* per_input = p.per_input;
+#endif
+        for (i64 r = first; r < last; r += 255) add_columns(p.bits + r * words, smaller(255, last - r), p.inputs, per_input);
     });
     return total > p.limit ? -1 : total * 2 + (other ? 0 : 1);
 }

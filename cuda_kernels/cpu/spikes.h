@@ -205,6 +205,24 @@ SPIKING_FN i64 expand_bits(const u64* words, i64 n, u32* out) {
     return i64(out - start);
 }
 
+// counts [n] += how often each bit is set in rows of words [rows, (n + 63) / 64], for at most 255 rows.
+SPIKING_FN void add_columns(const u64* words, i64 rows, i64 n, int* counts) {
+    const i64 wide = (n + 63) / 64;
+    for (i64 w = 0; w < wide; ++w) {
+        const i64 used = n - 64 * w < 64 ? n - 64 * w : 64;
+        alignas(64) unsigned char found[64] = {};
+#if defined(__AVX512BW__)
+        __m512i sums = _mm512_setzero_si512();
+        for (i64 r = 0; r < rows; ++r) sums = _mm512_mask_add_epi8(sums, words[r * wide + w], sums, _mm512_set1_epi8(1));
+        _mm512_store_si512(found, sums);
+#else
+        for (i64 r = 0; r < rows; ++r)
+            for (u64 word = words[r * wide + w]; word; word &= word - 1) ++found[__builtin_ctzll(word)];
+#endif
+        for (i64 k = 0; k < used; ++k) counts[64 * w + k] += found[k];
+    }
+}
+
 template <class T>
 SPIKING_FN i64 count_nonzeros(const T* row, i64 n) {
     i64 count = 0;

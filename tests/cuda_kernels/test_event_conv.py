@@ -93,6 +93,26 @@ def test_any_memory_order_and_dtype_of_the_input(name, density, layout):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * (float(wanted.abs().max()) + 1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["tutorial", "padded"])
+def test_any_memory_order_of_the_weight(name, dtype):
+    x, weight, bias, call = _case(name, dtype)
+    for other in (
+        weight.to(memory_format=torch.channels_last),
+        weight.flatten(1).T.contiguous().T.reshape(weight.shape),
+    ):
+        assert not other.is_contiguous()
+        leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, other, bias)]
+        plain = [t.clone().contiguous().requires_grad_() for t in (x, weight, bias)]
+        y, wanted = F.event_conv2d(*leaves, **call), F.event_conv2d(*plain, **call)
+        assert torch.equal(y, wanted)
+        grad = torch.ones_like(y)
+        for found, right in zip(
+            torch.autograd.grad(y, leaves, grad), torch.autograd.grad(wanted, plain, grad), strict=True
+        ):
+            torch.testing.assert_close(found, right)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_passes_through_as_in_torch(bad):
     x, weight, bias, call = _case("padded")
