@@ -95,7 +95,7 @@ def test_what_choosing_may_cost(dense, auto, said):
 
 
 def test_figures_are_drawn_for_cases_that_have_one(tmp_path):
-    names = {"dense": event_conv.DENSE, "event": event_conv.EVENT}
+    names = {"dense": event_conv.PAIRS[1].dense, "event": event_conv.PAIRS[1].event}
     rows = [
         Row(row.case, names.get(row.what, row.what), row.seconds, row.reference, row.group, row.note)
         for row in _density_rows(event_conv.NAME)

@@ -143,4 +143,4 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Speed-up over density, a line a shape."""
-    return density.figure(rows, PAIRS[0], "event-driven convolution, float32")
+    return density.figure(rows, PAIRS[1], "event-driven convolution, float32")
