@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from spiking.benchmarks import density, event_cuda, training_step
-from spiking.benchmarks.cases import event_conv, event_linear, lif, train_conv, train_mlp
+from spiking.benchmarks.cases import estimate, event_conv, event_linear, lif, train_conv, train_mlp
 from spiking.benchmarks.run import Row, draw, run
 
+from spiking import hw_models
 from spiking.errors import SpikingError
 
 
@@ -24,6 +25,15 @@ def test_the_lif_case_prints_the_bytes_kept_for_the_backward_pass(monkeypatch):
     line = lif.summary(rows)[-1]
     assert line.startswith("kept for the backward pass per neuron and step, beyond the input: spiking: 4.00 bytes, ")
     assert "spiking, recompute: 0.19 bytes" in line
+
+
+def test_the_estimate_case_prices_every_chip_and_states_the_peak():
+    rows = {row.what: row for row in estimate.rows(quick=True, device="cpu")}
+    assert set(rows) == {estimate.LOAD, estimate.ALL, *hw_models.available()}
+    assert float(rows[estimate.ALL].group.split()[0]) * 1e6 >= estimate.QUICK
+    assert rows[estimate.ALL].median >= rows["loihi"].median > 0
+    (line,) = estimate.summary([*rows.values()])
+    assert f"{len(hw_models.available())} chips, peak " in line
 
 
 def test_views_and_the_input_are_not_counted_twice():

@@ -66,9 +66,9 @@ def test_precision_shows_accuracy_and_energy_side_by_side(monkeypatch, capsys):
 
 
 def test_energy_claims_tells_the_accountings_apart_in_one_table(monkeypatch, capsys):
-    out = run(monkeypatch, capsys, "energy_claims.py", "--quick")
+    out = run(monkeypatch, capsys, "energy_claims.py", "--quick", "--out", "claims.html")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
-    found = {row[0]: row for row in rows if row[0] and len(row) > 4}
+    found = {row[0]: row for row in rows if row[0] and len(row) == 9}
     assert set(found) == {"SpikeGPT-like", "IIR-like", "N-MNIST, SIMULATED"}
     for name, row in found.items():
         papers, operations, memory, fair = (float(cell) for cell in row[3:7])
@@ -76,6 +76,12 @@ def test_energy_claims_tells_the_accountings_apart_in_one_table(monkeypatch, cap
     assert float(found["SpikeGPT-like"][4]) == pytest.approx(1, abs=0.01)  # all its products read real numbers
     assert "W01" in found["SpikeGPT-like"][8]
     assert "W04" in found["IIR-like"][8]
+    crossover = [[float(cell.rstrip(" %")) for cell in row[2:] if cell] for row in rows if len(row) == 4]
+    assert [published for published, _ in crossover[:6]] == [5.7, 10.8, 3.41, 10.4, 12.3, 8.2]
+    assert all(abs(rate / published - 1) < 0.01 for published, rate in crossover[:6])
+    assert [rate for (rate,) in crossover[6:]] == pytest.approx([20, 5.7], abs=0.5)  # without a network on chip
+    table = Path("claims.html").read_text().split('<table id="accountings">')[1].split("</table>")[0]
+    assert all(table.count(f"<td>{name}</td>") == 3 for name in found)
 
 
 @pytest.mark.slow

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spiking.hw_models import mesh, validation
 from spiking.hw_models.intervals import Interval
-from spiking.hw_models.mapping import Connectivity, mesh_of, place
+from spiking.hw_models.mapping import Connectivity, Mesh, Projection, mesh_of, place
 from torch import nn
 
 import spiking
 from spiking import hw_models, record
 from spiking.errors import SpikingError
+from spiking.trace import LayerTrace
 
 CASES = json.loads((validation.DATA / "mesh.json").read_text())
 
@@ -98,6 +99,33 @@ def test_step_times_are_the_golden_ones(case):
     np.testing.assert_allclose(serial, case["expect"]["latency_ns_per_step_serial"], rtol=1e-12)
     detailed = case["simulator"]["sim_time_ns_detailed"]
     assert low.sum() * (1 - 1e-12) <= detailed <= serial.sum() * (1 + 1e-12) <= high.sum() * (1 + 2e-12)
+
+
+@given(st.integers(0, 127), st.integers(0, 127))
+@settings(deadline=None, max_examples=50)
+def test_a_route_goes_along_x_then_y_one_link_per_hop(a, b):
+    grid = Mesh(8, 4, 4)
+    links = grid.links(a, b)
+    assert len(links) == sum(grid.hops(a, b))
+    stops = [grid.tile(a), *((x, y) for _, _, x, y in links)]
+    assert stops[-1] == grid.tile(b)
+    assert all(link == (*here, *there) for link, here, there in zip(links, stops, stops[1:]))
+    along_x = [link[0] != link[2] for link in links]
+    assert along_x == sorted(along_x, reverse=True)
+
+
+def test_packets_on_a_shared_link_pass_one_after_the_other():
+    """Two cores of tile (0, 0), one neuron each, send into tiles (1, 0) and (1, 1): both packets leave over the same link."""
+    row = LayerTrace("", "", "linear", (2,), (2,), 2)
+    projection = Projection("", row, "", [16, 20], np.eye(2, dtype=np.int64), np.array([0, 1]))
+    spikes = np.array([[1.0, 1.0], [0.0, 1.0]])  # [steps, neurons]
+    traffic = mesh.Traffic(projection, spikes, Mesh(8, 4, 4))
+    t = mesh.Times(synop=0, idle=0, active=0, spike=0, packet_out=5, packet_in=16, hop_ew=4, hop_ns=6)
+    occupied = {link: seconds.tolist() for link, seconds in traffic.occupied(t).items()}
+    assert occupied == {(0, 0, 1, 0): [8, 4], (1, 0, 1, 1): [6, 6]}
+    links = np.stack([*traffic.occupied(t).values()], 1)
+    low, serial, high = mesh.step_times(traffic.sent * 5, traffic.receive(t), traffic.path(t), links)
+    assert (low.tolist(), serial.tolist(), high.tolist()) == ([16, 16], [31, 31], [39, 37])
 
 
 # connectivity

@@ -95,6 +95,16 @@ def test_the_three_accountings_stand_beside_each_other(estimates):
         assert rows[name]["energy_J"]["nominal"] * 2e12 == pytest.approx(totals[name.replace("-", "_")], rel=1e-6)
 
 
+def test_labelled_networks_are_counted_in_one_table(tmp_path, estimates):
+    hw_models.report(estimates, path := tmp_path / "report.html", labels=["first", "<second>"])
+    table = path.read_text().split('<table id="accountings">')[1].split("</table>")[0]
+    rows = [row.split("</td>")[0] for row in table.split("<tr")[2:]]
+    names = [row.split("<td>")[1] for row in rows]
+    assert names == ["first"] * 3 + ["&lt;second&gt;"] * 3
+    hw_models.report(estimates, path)
+    assert path.read_text().split('<table id="accountings">')[1].split("</table>")[0].count("<tr") == 1 + 3
+
+
 def test_the_document_follows_its_schema(estimates):
     schema = json.loads((Path(hw_models.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
     placed = hw_models.estimate(estimates[0].trace, "loihi")
