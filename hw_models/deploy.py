@@ -41,7 +41,7 @@ class _OnArray(nn.Module):
     array: Crossbar
     gain: Tensor
     shift: Tensor
-    bias: Tensor | None
+    bias: Any
     is_corrected = False
 
     def _wire(self, cell: Cell, config: ArrayConfig, seed: int, n: int) -> None:
