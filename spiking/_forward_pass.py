@@ -106,13 +106,13 @@ class LayerPass:
             "spikes_sample": _over_steps(self.spikes),
             "updates_sample": np.full(self.samples, updates // max(self.samples, 1), np.int64) if updates else None,
         }
-        for name, values in per_sample.items():
+        for name, one_each in per_sample.items():
             key = f"{row.name} {name}"
-            if values is None and key not in samples:
+            if one_each is None and key not in samples:
                 setattr(row, name, silent)
                 continue
             grown = samples.setdefault(key, Growing(len(silent) - self.samples))
-            setattr(row, name, grown.with_more(silent[: self.samples] if values is None else values))
+            setattr(row, name, grown.with_more(silent[: self.samples] if one_each is None else one_each))
         return self._events()
 
     def _events(self) -> Events | None:

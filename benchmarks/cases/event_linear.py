@@ -42,7 +42,7 @@ IN_TURN = tuple(f"{what}, in turn" for what in (DENSE, EVENT))
 PAIRS = (
     density.Pair(DENSE, EVENT),
     density.Pair(DENSE, AUTO, "F.linear, as a layer"),
-    density.Pair(*IN_TURN, "F.linear, single calls in turn"),
+    density.Pair(IN_TURN[0], IN_TURN[1], "F.linear, single calls in turn"),
     density.Pair("brainevent", EVENT),
 )
 BRAINEVENT = "brainevent"
