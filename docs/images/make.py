@@ -2,6 +2,7 @@
 
 report.png is the top of the report of a finished run (runs/nmnist-1, say) as a browser shows it, and is made where RUN is given;
 membrane.png, surrogates.png, frames.png and cells.png need the library only.
+event_conv.png and .svg are made by spiking bench event_conv --figure docs/images.
 """
 
 import shutil
