@@ -72,6 +72,15 @@ class LayerPass:
         """Add to the counts of each element."""
         self.per_element = per_element if self.per_element is None else self.per_element + per_element
 
+    def check(self) -> None:
+        """Refuse to be added to a row of another shape."""
+        row = self.row
+        if self.per_element is not None and self.per_element.size != row.spike_count.size:
+            raise SpikingError(
+                f"record: layer {row.name}: got {self.per_element.size} elements after {row.spike_count.size} in the "
+                "pass before; expected one shape. Record the shapes in separate traces."
+            )
+
     def commit(self, fresh: bool, samples: dict[str, Growing], silent: np.ndarray) -> Events | None:
         """Add the pass to the row; returns where its events were. `samples` grow with each pass; `silent` has a 0 for each sample."""
         row = self.row
@@ -80,11 +89,6 @@ class LayerPass:
         if self.abs_sum is not None:
             row.in_abs_sum = row.in_abs_sum + self.abs_sum
         if self.per_element is not None:
-            if self.per_element.size != row.spike_count.size:
-                raise SpikingError(
-                    f"record: layer {row.name}: got {self.per_element.size} elements after {row.spike_count.size} in the "
-                    "pass before; expected one shape. Record the shapes in separate traces."
-                )
             row.spike_count = row.spike_count + self.per_element
         if self.levels:
             quiet = Levels()

@@ -192,7 +192,8 @@ class Recorder:
                 f"record: got {self._run.steps} time steps after {self.trace.n_steps} in the pass before; "
                 "expected one length. Record the lengths in separate traces."
             )
-        for name in self._run.layers:
+        for name, done in self._run.layers.items():
+            done.check()
             if self.trace.n_samples and name not in self._known:
                 raise SpikingError(f"record: layer {name} did not run in the passes before; expected the same layers.")
         for name in self._known:

@@ -396,7 +396,7 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
     if len(layers) < 2:
         return None
     first, second = layers[:2]
-    watching = watch.current()
+    watching = None if torch.compiler.is_compiling() else watch.current()
     if watching is not None:  # it hears of this pair; of others, layer by layer
         if not (_pools(first, x) and _may_follow(second)):
             return None
