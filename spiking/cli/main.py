@@ -14,6 +14,7 @@ from spiking.errors import SpikingError
 
 VERBS = {  # in the order of the help page
     "train": "spiking.cli.train",
+    "iir": "spiking.cli.iir",
     "energy": "spiking.cli.energy",
     "deploy": "spiking.cli.deploy",
     "data": "spiking.cli.data",
