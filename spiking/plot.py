@@ -280,6 +280,7 @@ def bands(
     positive = [v for v in x if v > 0]
     if log and positive:
         ax.set_xscale("symlog", linthresh=min(positive))
+        ax.set_xlim(left=min(min(x), -0.2 * min(positive)))
     if series:
         ax.legend(frameon=False, fontsize=8)
     return ax
