@@ -61,7 +61,7 @@ def test_a_model_without_a_choice_is_refused():
 
 @pytest.mark.parametrize("call", [(3, torch.zeros(1, 1, 8)), (torch.nn.Identity(), [1.0])])
 def test_other_things_than_a_model_and_a_tensor_are_refused(call):
-    with pytest.raises(SpikingError, match="explain: got .* expected a model and the tensor"):
+    with pytest.raises(SpikingError, match=r"explain: got .* expected a model and the tensor"):
         spiking.explain(*call)
 
 
