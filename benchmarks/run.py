@@ -28,7 +28,7 @@ from typing import Any
 
 from spiking.errors import SpikingError
 
-__all__ = ["Row", "draw", "interleaved", "list_cases", "machine", "ratio_of", "run", "table"]
+__all__ = ["Row", "draw", "interleaved", "list_cases", "machine", "memory", "ratio_of", "run", "table"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,15 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def memory(what: str, reset: bool = False) -> float:
+    """Megabytes of this process: "VmRSS" is resident now, "VmHWM" was at the peak, which `reset` lets start anew (Linux)."""
+    if reset:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(what)) / 1024
 
 
 def run(names: Sequence[str], quick: bool = False, device: str = "cpu", data: str | None = None) -> dict[str, Any]:

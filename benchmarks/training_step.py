@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from spiking.benchmarks import peers
-from spiking.benchmarks.run import Row, interleaved
+from spiking.benchmarks.run import Row, interleaved, memory
 from spiking.cuda_kernels import driven
 from torch import Tensor, nn
 from torch.nn import functional as tf
@@ -188,17 +188,10 @@ def main(contests: Sequence[Contest]) -> None:
     size = contest.quick if given.quick else contest.full
     Trainer(contest, given.name, contest.tiny, "cpu").step(*contest.batch(contest.tiny, 0, "cpu"))
     trainer, (x, labels) = Trainer(contest, given.name, size, "cpu"), contest.batch(size, 0, "cpu")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts anew
-    before = _resident("VmRSS")
+    before = memory("VmRSS", reset=True)
     for _ in range(3):
         trainer.step(x, labels)
-    print((_resident("VmHWM") - before) / 1024)
-
-
-def _resident(what: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(what))  # kB
+    print(memory("VmHWM") - before)
 
 
 def summary(rows: Sequence[Row], goal: float) -> list[str]:
