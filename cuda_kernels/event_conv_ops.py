@@ -31,7 +31,7 @@ from .ops import _library as library
 from .ops import state_dtype
 from .pool_ops import pool_moments
 
-__all__ = ["averaged", "choice", "conv2d", "event_conv2d", "event_conv_max", "event_conv_pool", "scan"]
+__all__ = ["averaged", "choice", "conv2d", "event_conv2d", "event_conv_max", "event_conv_pool", "has_kernel", "scan"]
 
 _DTYPES = {dtype: code for code, dtype in enumerate(_ORDER)}
 _NO_LIMIT = 1 << 62
@@ -106,6 +106,11 @@ def _geometry(
     (sy, sx), (py, px) = stride, padding
     high, wide = (h + 2 * py - ky) // sy + 1, (w + 2 * px - kx) // sx + 1
     return Geometry(n, c, h, w, o, high, wide, ky, kx, sy, sx, py, px, groups)
+
+
+def has_kernel(dtype: torch.dtype) -> bool:
+    """Whether convolutions in a dtype can be event-driven."""
+    return dtype in _DTYPES
 
 
 def geometry(x_shape: Any, weight: Tensor, stride: Any, padding: Any, groups: int) -> Geometry:

@@ -31,7 +31,7 @@ from . import backend, cost, driven, memory, watch
 from .cuda import event as cuda_event
 from .ops import _library as library
 
-__all__ = ["Membrane", "at_hand", "choice", "event_linear", "linear", "linear_neurons", "release"]
+__all__ = ["Membrane", "at_hand", "choice", "event_linear", "has_kernel", "linear", "linear_neurons", "release"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _MOST_FREE = 0.3  # share of neurons with a derivative up to which their products alone are quicker than all (measured)
@@ -153,6 +153,11 @@ def _ready_for(module: Any, entry: _Panels, weight: Tensor) -> _Ready | None:
 
 def _panels_like(module: Any, x: Tensor, inputs: int, outputs: int) -> Tensor:
     return memory.empty((module.event_panel_items(inputs, outputs, _DTYPES[x.dtype]),), x.dtype, x.device)
+
+
+def has_kernel(dtype: torch.dtype) -> bool:
+    """Whether products in a dtype can be event-driven."""
+    return dtype in _DTYPES
 
 
 def release() -> None:
@@ -470,6 +475,7 @@ def at_hand(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Ten
         or not weight.is_contiguous()
         or (bias is not None and not _fits(bias, outputs, dtype))
         or _learns(x, weight, bias)
+        or watch.current() is not None  # it counts the spikes too
         or torch._C._len_torch_dispatch_stack() != 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
@@ -535,7 +541,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sent_by: Membr
 
     With `sent_by`, dL/dx may be 0 where those neurons' derivative is: nobody but they may see it.
     """
-    cast = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    cast = x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if cast:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -48,6 +49,7 @@ DTYPES = (
     torch.bfloat16,
     torch.float16,
 )  # that compile; the last two are computed in float32
+_MOST = 1 << 34  # numbers that one call may give: beyond, events are surely damaged or dt is too short
 
 
 class Readout(NamedTuple):
@@ -251,8 +253,16 @@ class EventNetwork(nn.Module):
             raise SpikingError(
                 f"run_events: got a network for input {list(self.in_shape)}; expected [polarities, height, width] with 1 or 2 polarities."
             )
+        for name, given, kind in (
+            ("dt", dt, numbers.Real),
+            ("start", start, numbers.Integral),
+            ("steps", steps, numbers.Integral),
+        ):
+            if not isinstance(given, kind) and (given is not None or name == "dt"):
+                wanted = "a number of seconds" if name == "dt" else "a whole number or None"
+                raise SpikingError(f"run_events.{name}: got {given!r}; expected {wanted}.")
         polarities, height, width = self.in_shape
-        window = round(dt * 1e6)
+        window = round(dt * 1e6) if math.isfinite(dt) else 0
         if window < 1 or not math.isclose(window, dt * 1e6, rel_tol=1e-9):
             raise SpikingError(f"run_events.dt: got {dt} s; expected a whole number of microseconds, such as 0.001.")
         fields = _fields(events, width, height)
@@ -262,6 +272,11 @@ class EventNetwork(nn.Module):
             steps = max((int(t[-1]) - begin) // window + 1, 0) if len(t) else 0
         elif steps < 0:
             raise SpikingError(f"run_events.steps: got {steps}; expected a number >= 0.")
+        if steps * math.prod(self.out_shape) > _MOST:
+            raise SpikingError(
+                f"run_events: got {steps} steps; expected at most {_MOST // math.prod(self.out_shape)}. "
+                "Run the stream in parts: start=…, steps=…, state=…."
+            )
         beta = self._membrane_beta("return_membrane=True") if return_membrane else None
         if not self._seen.holds():
             self.refresh()
@@ -313,6 +328,8 @@ class EventNetwork(nn.Module):
             )
         if not self._seen.holds():
             self.refresh()
+        if x.layout != torch.strided:
+            raise SpikingError(f"EventNetwork: got input with layout {x.layout}; expected a dense tensor.")
         if x.dtype != self._dtype:
             if x.is_floating_point() or x.is_complex():
                 raise SpikingError(
@@ -532,6 +549,10 @@ def _run_plain(leaf: Leaf, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 def _flattened(modules: Sequence[nn.Module], state: Any) -> Iterator[Any]:
     """The states of the leaves, None where a part is at rest."""
+    if state is not None and not isinstance(state, (tuple, list, EventState)):
+        raise SpikingError(
+            f"EventNetwork.state: got a {type(state).__name__}; expected what the last call returned, or None."
+        )
     if state is not None and len(state) != len(modules):
         raise SpikingError(
             f"EventNetwork.state: got {len(state)} entries; expected {len(modules)}, one a layer. Pass on what the last call returned."

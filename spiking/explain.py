@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiking.cuda_kernels import backend
+from spiking.cuda_kernels import backend, event_conv_ops, event_linear_ops
 from spiking.cuda_kernels.cuda import event as cuda_event
 
 from .errors import SpikingError
@@ -48,7 +48,7 @@ def explain(model: nn.Module, x: Tensor, *, show: bool = True) -> list[Explained
     A layer is timed twice on the input that it met, dense and event-driven, both after one call to warm up. Where the model is trained, a
     call costs a weight gradient besides and the limit is another; this is about evaluation. The model is not changed.
 
-    Errors: SpikingError if the model has no layer that can choose.
+    Errors: SpikingError if the model has no layer that can choose, or for other things than a model and a tensor.
 
     >>> import spiking
     >>> net = spiking.Sequential(spiking.Linear(4096, 1024), spiking.LIF())
@@ -56,6 +56,9 @@ def explain(model: nn.Module, x: Tensor, *, show: bool = True) -> list[Explained
     >>> rows[0].name, rows[0].choice
     ('0', 'event-driven')
     """
+    if not isinstance(model, nn.Module) or not isinstance(x, Tensor):
+        given = f"{type(model).__name__} and {type(x).__name__}"
+        raise SpikingError(f"explain: got {given}; expected a model and the tensor that it is to be run on.")
     inputs: dict[str, Tensor] = {}
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if hasattr(layer, "event_choice")}
     if not layers:
@@ -135,7 +138,7 @@ def _why_not(layer: Any, x: Tensor) -> str | None:
         return f"the event-driven kernels run on CPUs and CUDA devices; the input is on {x.device.type}"
     if backend.choose(x.device).name != "cpu":
         return backend.choose(x.device).not_used["cpu"]
-    if layer.weight.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+    if not (event_linear_ops if isinstance(layer, nn.Linear) else event_conv_ops).has_kernel(layer.weight.dtype):
         return f"there is no event-driven kernel for {layer.weight.dtype}"
     if not bool(layer.weight.isfinite().all()):
         return NOT_FINITE

@@ -12,7 +12,7 @@ All of them run the same step (the membrane of `LIF`), differing in what drives 
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -196,6 +196,7 @@ def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     y = event_linear_ops.at_hand(x, weight, bias, True)
     if y is not None:
         return y
+    _check_tensors("event_linear", x, weight, bias)
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise SpikingError(
             f"event_linear: got input of shape {list(x.shape)} and weight {list(weight.shape)}; expected [*, in] and [out, in]."
@@ -235,6 +236,7 @@ def event_conv2d(
     >>> event_conv2d(x, torch.arange(4.0).reshape(1, 1, 2, 2)).flatten().tolist()
     [3.0, 2.0, 1.0, 0.0]
     """
+    _check_tensors("event_conv2d", x, weight, bias)
     steps, pads = _pair_of("stride", stride, 1), _pair_of("padding", padding, 0)
     if not isinstance(groups, int) or groups < 1 or weight.dim() != 4 or weight.shape[0] % groups:
         raise SpikingError(
@@ -257,6 +259,17 @@ def event_conv2d(
     images = x.flatten(0, 1) if x.dim() == 5 else x
     y = event_conv_ops.event_conv2d(images, weight, bias, steps, pads, groups)
     return y.unflatten(0, x.shape[:2]) if x.dim() == 5 else y
+
+
+def _check_tensors(where: str, x: Any, weight: Any, bias: Any) -> None:
+    for name, given in (("input", x), ("weight", weight), ("bias", bias)):
+        if not isinstance(given, Tensor) and not (given is None and name == "bias"):
+            raise SpikingError(f"{where}: got {name} of type {type(given).__name__}; expected a tensor.")
+        if given is not None and (given.layout != torch.strided or given.is_quantized or given.is_nested):
+            raise SpikingError(
+                f"{where}: got {name} with layout {given.layout} and dtype {given.dtype}; expected a dense tensor. "
+                "Convert it with to_dense(), dequantize() or to_padded_tensor(0)."
+            )
 
 
 def _in_one_dtype(where: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

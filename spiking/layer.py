@@ -71,6 +71,9 @@ class Linear(nn.Linear):
         y = event_linear_ops.at_hand(input, weight, bias, False)
         if y is not None:
             return y
+        if not isinstance(input, Tensor) or input.layout != torch.strided:
+            what = f"layout {input.layout}" if isinstance(input, Tensor) else f"type {type(input).__name__}"
+            raise SpikingError(f"Linear: got input of {what}; expected a dense tensor.")
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise SpikingError(
                 f"Linear: got input of shape {_shape(input)}; expected {self.in_features} features on the last axis. "

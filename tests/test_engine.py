@@ -894,6 +894,14 @@ def small(**options):
         (lambda: small()(torch.zeros(SMALL, requires_grad=True)), "got input that requires a gradient; expected none"),
         (lambda: small()(torch.zeros(SMALL), state=(None,)), "state: got 1 entries; expected 2"),
         (
+            lambda: small()(torch.zeros(SMALL), state=3),
+            "state: got a int; expected what the last call returned, or None",
+        ),
+        (
+            lambda: small()(torch.zeros(SMALL).to_sparse()),
+            r"got input with layout torch\.sparse_coo; expected a dense tensor",
+        ),
+        (
             lambda: small()(torch.zeros(SMALL), state=(None, spiking.neuron.LIFState(torch.zeros(2, 4)))),
             r"LIF: got a state of shape \[2, 4\]; expected \[2, 3\]",
         ),
@@ -1184,6 +1192,29 @@ def test_wrong_events_are_told_what_was_expected(events, options, match):
     options = {"dt": 0.001, **options}
     with pytest.raises(spiking.SpikingError, match=match):
         compiled.run_events(events_of(events, sensor=None), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"dt": "1 ms"}, r"run_events\.dt: got '1 ms'; expected a number of seconds"),
+        ({"dt": None}, r"run_events\.dt: got None"),
+        ({"dt": float("nan")}, r"run_events\.dt: got nan s; expected a whole number of microseconds"),
+        ({"dt": float("inf")}, r"run_events\.dt: got inf s"),
+        ({"dt": 0.001, "steps": 1.5}, r"run_events\.steps: got 1\.5; expected a whole number or None"),
+        ({"dt": 0.001, "start": "now"}, r"run_events\.start: got 'now'"),
+        (
+            {"dt": 0.001, "steps": 1 << 40},
+            r"run_events: got 1099511627776 steps; expected at most .* Run the stream in parts",
+        ),
+        ({"dt": 0.001, "state": 4}, "EventNetwork.state: got a int"),
+    ],
+)
+def test_numbers_that_make_no_steps_are_refused(options, match):
+    model = spiking.Sequential(spiking.Flatten(), spiking.Linear(128, 5), spiking.LIF())
+    network = spiking.compile_events(model, torch.zeros(1, 1, 2, 8, 8))
+    with pytest.raises(spiking.SpikingError, match=match):
+        network.run_events(events_of([]), **options)
 
 
 def test_other_things_than_events_are_refused():

@@ -57,3 +57,16 @@ def test_reasons_name_what_stands_in_the_way(net):
 def test_a_model_without_a_choice_is_refused():
     with pytest.raises(SpikingError, match=r"explain: LIF has no spiking\.Linear or spiking\.Conv2d"):
         spiking.explain(spiking.LIF(), torch.zeros(2, 1, 3))
+
+
+@pytest.mark.parametrize("call", [(3, torch.zeros(1, 1, 8)), (torch.nn.Identity(), [1.0])])
+def test_other_things_than_a_model_and_a_tensor_are_refused(call):
+    with pytest.raises(SpikingError, match=r"explain: got .* expected a model and the tensor"):
+        spiking.explain(*call)
+
+
+def test_reasons_know_the_dtypes_of_each_kernel():
+    layers = spiking.Sequential(spiking.Conv2d(2, 3, 3), spiking.Flatten(), spiking.Linear(108, 4)).half()
+    conv, linear = spiking.explain(layers, torch.zeros(1, 1, 2, 8, 8, dtype=torch.float16), show=False)
+    assert "no event-driven kernel" not in conv.reason
+    assert linear.reason == "there is no event-driven kernel for torch.float16"

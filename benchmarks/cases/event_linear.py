@@ -38,7 +38,7 @@ SMALL = ((1, 128, 64), (32, 256, 128), (64, 784, 128))  # where a call takes les
 DENSITIES = (0.02, 0.05, 0.10, 0.20)
 DENSE, EVENT, AUTO = "F.linear", "F.event_linear", "spiking.Linear, auto"
 LAYER = "torch.nn.Linear"
-IN_TURN = tuple(f"{what}, in turn" for what in (DENSE, EVENT))
+IN_TURN = (f"{DENSE}, in turn", f"{EVENT}, in turn")
 PAIRS = (
     density.Pair(DENSE, EVENT),
     density.Pair(DENSE, AUTO, "F.linear, as a layer"),

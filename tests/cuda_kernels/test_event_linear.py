@@ -166,6 +166,82 @@ def test_errors_name_what_does_not_fit():
         F.event_linear(x.double(), weight, bias)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"x": [0.0] * 50}, "got input of type list; expected a tensor"),
+        ({"x": None}, "got input of type NoneType"),
+        ({"weight": [[1.0]]}, "got weight of type list"),
+        ({"bias": 3}, "got bias of type int"),
+        ({"x": torch.zeros(4, 50).to_sparse()}, r"got input with layout torch\.sparse_coo .* expected a dense tensor"),
+    ],
+)
+def test_other_things_than_dense_tensors_are_refused(change, match):
+    x, weight, bias = case(4, 50, 20, torch.float32)
+    for remembered in (False, True):
+        if remembered:
+            F.event_linear(x, weight, bias)
+        with pytest.raises(SpikingError, match="event_linear: " + match):
+            F.event_linear(**{"x": x, "weight": weight, "bias": bias, **change})
+
+
+def test_the_layer_takes_shapes_without_data_and_refuses_other_things():
+    layer = spiking.Linear(50, 20, device="meta")
+    assert layer(torch.zeros(4, 50, device="meta")).shape == (4, 20)
+    with pytest.raises(SpikingError, match="Linear: got input of type list; expected a dense tensor"):
+        spiking.Linear(50, 20)([0.0] * 50)
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", list(TIGHT))
+def test_a_call_gives_the_same_bits_whether_panels_were_at_hand_or_not(level, density, dtype):
+    x, weight, bias = case(5, 70, 40, dtype, density)
+    calls = {
+        "floats": lambda: F.event_linear(x, weight, bias),
+        "without bias": lambda: F.event_linear(x, weight) + bias,
+        "sequence": lambda: F.event_linear(x.reshape(1, 5, 70), weight, bias)[0],
+        "strided": lambda: F.event_linear(torch.stack([x, x], -1)[..., 0], weight, bias),
+        "bool": lambda: F.event_linear(x.bool(), weight, bias),
+    }
+    event_linear_ops.release()
+    first = {name: (event_linear_ops.release(), call())[1] for name, call in calls.items()}
+    for name, call in calls.items():
+        assert torch.equal(call(), first[name]), name
+        assert_sums(
+            call(),
+            tf.linear(x.double(), weight.double(), bias.double()),
+            80 + 9 * x.double().sum(-1, keepdim=True),
+            dtype,
+        )
+
+
+@needs_kernels
+def test_the_short_way_is_taken_by_plain_calls_only():
+    x, weight, bias = case(5, 70, 40, torch.float32)
+
+    def short(x=x, weight=weight, bias=bias):
+        return event_linear_ops.at_hand(x, weight, bias, True)
+
+    event_linear_ops.release()
+    assert short() is None
+    expected = F.event_linear(x, weight, bias)
+    assert torch.equal(short(), expected)
+    assert short(x=x.double()) is None
+    assert short(x=x[:, :-1]) is None
+    assert short(x=x[:0]) is None
+    assert short(x=x.t().contiguous().t()) is None
+    assert short(x=x.to("meta")) is None
+    assert short(x=x.clone().requires_grad_()) is None
+    assert short(bias=bias[1:]) is None
+    assert short(bias=bias.double()) is None
+    with torch.no_grad():
+        assert torch.equal(short(x=x.clone().requires_grad_()), expected)
+    assert torch.equal(torch.func.vmap(lambda row: F.event_linear(row, weight, bias))(x), tf.linear(x, weight, bias))
+    weight.mul_(2)
+    assert short() is None
+    assert_close(F.event_linear(x, weight, bias), tf.linear(x, weight, bias))
+
+
 # Torch citizens
 
 
