@@ -320,10 +320,10 @@ def _event_input_grad(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshol
     panels = None if module is None or known is None or known.of() is not weight else known.panels
     if panels is None or driven.mode() == "never":
         return grad_y @ weight
-    grads = grad_y.contiguous()
+    grads, kept = grad_y.contiguous(), membrane.contiguous()
     grad_x = memory.empty((*grads.shape[:-1], inputs), grads.dtype, grads.device)
     restricted = module.event_input_grad(
-        membrane.contiguous().data_ptr(),
+        kept.data_ptr(),
         membrane.dtype == torch.int16,
         threshold,
         reach,

@@ -11,6 +11,7 @@ from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 __all__ = ["InputCounts", "NeuronCounts", "Watch", "current"]
@@ -114,8 +115,8 @@ _current: ContextVar[Watch | None] = ContextVar("spiking_watch", default=None)
 
 
 def current() -> Watch | None:
-    """The watch in force in this thread or task."""
-    return _current.get()
+    """The watch in force in this thread or task; none is while `torch.compile` traces."""
+    return None if torch.compiler.is_compiling() else _current.get()
 
 
 def is_of_watch(hook: Any) -> bool:

@@ -1,6 +1,6 @@
 """What papers count and what a reviewer would count, for three kinds of networks, in one table.
 
-    python examples/energy_claims.py [--quick]
+    python examples/energy_claims.py [--quick] [--out claims.html]
 
 The first ratio of each row is the paper's way: one rate times 0.9 pJ for every connection of the spiking network (its first layer
 once as multiply-accumulates where the paper says so), 4.6 pJ for every connection of the conventional one. The others are counted
@@ -10,7 +10,10 @@ network is cheaper.
 
 Two networks are small, with random weights, and only wired like their papers' (SpikeGPT, arXiv 2302.13939; IIR-SNN, arXiv
 2110.05929): their firing rates are those that the table states, not the papers'. The third is the N-MNIST network that ships with the
-library, on SIMULATED recordings.
+library, on SIMULATED recordings. --out writes the report of the three, each counted in three ways in one table.
+
+A second table is about the rate of spikes at which both networks cost the same: what Yan et al. print (arXiv 2409.08290v4), the
+same from the constants of that paper that are known, and what this library's digital processor says of a layer of their size.
 """
 
 import argparse
@@ -111,11 +114,38 @@ def claimed(trace: spiking.EventTrace, passes: int) -> float:
     return snn / (E_MAC * passes * sum(row.dense_padded for row in rows))
 
 
+def crossover_on(chip: str, zeros: float, samples: int) -> float:
+    """Rate below which 5 steps of a layer of 4096 inputs cost less than 3-bit activations of which `zeros` are zero."""
+    net = nn.Sequential(spiking.IF(), spiking.Linear(4096, 64, bias=False))
+    with torch.no_grad(), spiking.record(net) as trace:
+        net((torch.rand(5, samples, 4096) < 0.057).float())
+    found = hw_models.estimate(trace, chip, precision="int8", ann_zeros=zeros)
+    return found.fair.break_even.nominal
+
+
+def crossover(samples: int) -> Table:
+    """Rates of equal energy: published, from the paper's constants, and on a processor without a network on chip."""
+    table = Table(title="Spikes per neuron and step at which both networks cost the same", title_justify="left")
+    for name in ("counted by", "case", "published", "found"):
+        table.add_column(name, justify="left" if name in ("counted by", "case") else "right")
+    for row in hw_models.verify():
+        if row.name.startswith("crossover"):
+            case = row.name.partition(", ")[2].removesuffix(": rate")
+            table.add_row("the paper's constants", case, f"{100 * row.expected:.4g} %", f"{100 * row.found:.4g} %")
+    for zeros in (0.0, 0.71):
+        case = f"T = 5, 8-bit weights, the twin skips {100 * zeros:.0f} % of its work"
+        table.add_row("digital-sram", case, "", f"{100 * crossover_on('digital-sram', zeros, samples):.4g} %")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few samples")
-    samples = 4 if parser.parse_args().quick else 100
+    parser.add_argument("--out", help="a page to write: the report of the three networks")
+    arguments = parser.parse_args()
+    samples = 4 if arguments.quick else 100
     torch.manual_seed(0)
+    counted: dict[str, hw_models.Estimate] = {}
     table = Table(title="SNN / ANN energy per sample", title_justify="left")
     for name in (
         "network",
@@ -135,7 +165,7 @@ def main() -> None:
         operations = hw_models.estimate(trace, "digital-45nm", accounting="operations", ann_steps=passes)
         memory = hw_models.estimate(trace, "digital-sram", accounting="with-memory", ann_steps=passes)
         spikes = sum(int(row.counts["spikes"].sum()) for row in trace.neurons)
-        fair = memory.fair.ratio
+        counted[name], fair = memory, memory.fair.ratio
         table.add_row(
             name,
             str(trace.n_steps),
@@ -148,6 +178,11 @@ def main() -> None:
             " ".join(sorted({w.code for e in (operations, memory) for w in e.warnings})),
         )
     Console(width=140).print(table)
+    Console(width=140).print(crossover(samples))
+    if arguments.out:
+        title = "What papers count, and what a reviewer would count"
+        hw_models.report(list(counted.values()), arguments.out, labels=list(counted), title=title)
+        print(f"report: {arguments.out}")
 
 
 if __name__ == "__main__":

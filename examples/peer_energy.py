@@ -4,7 +4,8 @@
 
 `snntorch` is the convolutional network of snnTorch's tutorial 6, whose loop over time lies outside of the network;
 `spikingjelly` is the library's own network for N-MNIST, which takes whole sequences. Both are untrained here, so that the script
-needs no data: put your own weights and recordings in their place. Needs `pip install spiking[peers]`.
+needs no data: put your own weights and recordings in their place. An untrained network may be silent, which makes a ratio that
+says nothing; the warnings that are printed below each line name the silent layers. Needs `pip install spiking[peers]`.
 """
 
 import argparse
@@ -47,9 +48,14 @@ def spikingjelly_nmnist() -> spiking.EventTrace:
     from spikingjelly.activation_based import functional, neuron
     from spikingjelly.activation_based.model.parametric_lif_net import NMNISTNet
 
-    net = NMNISTNet(channels=16, spiking_neuron=neuron.LIFNode).eval()
+    net = NMNISTNet(channels=16, spiking_neuron=neuron.LIFNode, v_threshold=0.25)  # untrained, it is silent at 1
     functional.set_step_mode(net, "m")
     frames = (torch.rand(10, 2, 2, 34, 34) < 0.1).float()
+    with torch.no_grad():
+        for _ in range(30):  # its norms see data, as in training
+            net(frames)
+            functional.reset_net(net)
+    net.eval()
     with torch.no_grad(), spiking.record(net) as trace:
         net(frames)
     return trace
@@ -69,6 +75,9 @@ def main() -> None:
     estimates = hw_models.compare(trace, ["digital-45nm", "digital-sram"])
     for found in estimates:
         print(f"{found.hardware.name:<14} {hw_models.si(found.energy.nominal, 'J')} per sample; {found.summary()}")
+    for warning in estimates[0].warnings:
+        if warning.code == "W14":
+            print(f"W14            {warning.text}")
     if arguments.quick:
         return
     hw_models.report(estimates, arguments.out, title=f"A network of {arguments.library}, untrained")

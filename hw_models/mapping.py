@@ -166,6 +166,13 @@ class Mesh:
         (xa, ya), (xb, yb) = self.tile(a), self.tile(b)
         return abs(xa - xb), abs(ya - yb)
 
+    def links(self, a: int, b: int) -> list[tuple[int, int, int, int]]:
+        """Links on the way from core a to core b: (x, y) of the tile that is left and of the next, first along x."""
+        (x, y), (xb, yb) = self.tile(a), self.tile(b)
+        tiles = [(i, y) for i in range(x, xb, 1 if xb > x else -1)]
+        tiles += [(xb, j) for j in range(y, yb, 1 if yb > y else -1)]
+        return [(*here, *there) for here, there in zip(tiles, [*tiles[1:], (xb, yb)])]
+
 
 @dataclass
 class Projection:

@@ -8,8 +8,9 @@ is linear in the spikes, so the counts per neuron give the energy of all hops ex
 time only, which is a maximum over the cores in each step:
 
     overlapped (low)    barrier + max over cores of max(generate, receive)
-    serial (high)       barrier + max generate + max receive + the longest path
-    nominal             low + 0.2 (high − low)
+    serial              barrier + max generate + max receive + the longest path
+    congested (high)    serial + what the busiest link is occupied: packets that pass it, one after the other
+    nominal             overlapped + 0.2 (serial − overlapped)
 """
 
 from __future__ import annotations
@@ -51,6 +52,32 @@ def _distances(projection: Projection, mesh: Mesh) -> tuple[np.ndarray, np.ndarr
         len(projection.cores), len(sources), 2
     )
     return pairs[:, which, 0], pairs[:, which, 1]
+
+
+Link = tuple[int, int, int, int]  # (x, y) of the tile that is left, and of the next
+
+
+def crossings(projection: Projection, mesh: Mesh) -> tuple[list[Link], np.ndarray]:
+    """Links that the projection uses, and how many packets of one spike of each source element pass each: [elements, links]."""
+    routes = {
+        (source, d): mesh.links(source, target)
+        for source in np.unique(projection.source_core).tolist()
+        for d, target in enumerate(projection.cores)
+    }
+    links = sorted({link for route in routes.values() for link in route})
+    column = {link: i for i, link in enumerate(links)}
+    found = np.zeros((projection.reach.shape[1], len(links)))
+    for (source, d), links_passed in routes.items():
+        here = projection.source_core == source
+        sent = (projection.reach[d] != 0) & here
+        for link in links_passed:
+            found[sent, column[link]] += 1
+    return links, found
+
+
+def hop_time(link: Link, t: Times) -> float:
+    """Seconds that a packet occupies a link."""
+    return t.hop_ew if link[0] != link[2] else t.hop_ns
 
 
 def spike_prices(placement: Placement, chip: Hardware) -> dict[str, np.ndarray]:
@@ -212,19 +239,25 @@ def latency(trace: EventTrace, placement: Placement, prices: Prices) -> Interval
     ends = []
     for end in range(3):
         t = times(chip, end)
-        low, high = _from_events(exact, t) if exact else _from_counts(trace, placement, t)
-        ends.append((low + trace.n_steps * wait[end], high + trace.n_steps * wait[end]))
+        seconds = _from_events(exact, t) if exact else _from_counts(trace, placement, t)
+        ends.append([s + trace.n_steps * wait[end] for s in seconds])
     for name in _TIMES:
         if f"{name}_time" in chip.constants:
             prices.constant(f"{name}_time")
-    return Interval(ends[0][0], ends[1][0] + OVERLAP * (ends[1][1] - ends[1][0]), ends[2][1])
+    return Interval(ends[0][0], ends[1][0] + OVERLAP * (ends[1][1] - ends[1][0]), ends[2][2])
 
 
-def step_times(generate: np.ndarray, receive: np.ndarray, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(overlapped, serial) seconds of each step besides the barrier, from [steps, cores] and the longest path [steps]."""
-    g = generate.max(1) if generate.size else np.zeros(len(path))
-    r = receive.max(1) if receive.size else np.zeros(len(path))
-    return np.maximum(g, r), g + r + path
+def step_times(
+    generate: np.ndarray, receive: np.ndarray, path: np.ndarray, occupied: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(overlapped, serial, congested) seconds of each step besides the barrier.
+
+    `generate` and `receive` are [steps, cores], `path` (the longest) [steps], `occupied` [steps, links]. Congested: the
+    busiest sender, link and receiver of the step work one after the other. That covers what queues in front of links and
+    receivers add, unless many cores wait for each other in a chain.
+    """
+    g, r, busiest = (a.max(1) if a.size else np.zeros(len(path)) for a in (generate, receive, occupied))
+    return np.maximum(g, r), g + r + path, g + r + path + busiest
 
 
 class Traffic:
@@ -244,6 +277,12 @@ class Traffic:
         self.synops = np.asarray(spikes @ projection.reach.T.astype(np.float64))
         self._spikes, self._hit, self._hops = spikes, hit, _distances(projection, mesh)
         self._paths: dict[tuple[float, float], np.ndarray] = {}
+        self.links, crossed = crossings(projection, mesh)
+        self._crossed = np.asarray(spikes @ crossed)
+
+    def occupied(self, t: Times) -> dict[Link, np.ndarray]:
+        """Seconds of each step, [steps], in which packets pass a link."""
+        return {link: self._crossed[:, i] * hop_time(link, t) for i, link in enumerate(self.links)}
 
     def receive(self, t: Times) -> np.ndarray:
         """Seconds of receiving, [steps, target cores]."""
@@ -302,10 +341,11 @@ def _recorded(trace: EventTrace, placement: Placement) -> _Recorded | None:
     return _Recorded(neurons, fired, traffic, trace.n_samples, trace.n_samples * trace.n_steps)
 
 
-def _from_events(recorded: _Recorded, t: Times) -> tuple[float, float]:
-    """(overlapped, serial) seconds per sample without barriers, step by step."""
+def _from_events(recorded: _Recorded, t: Times) -> tuple[float, ...]:
+    """(overlapped, serial, congested) seconds per sample without barriers, step by step."""
     generate: dict[int, np.ndarray] = {}
     receive: dict[int, np.ndarray] = {}
+    occupied: dict[Link, np.ndarray] = {}
     longest = np.zeros(recorded.n_rows)
     for core, (n, share) in recorded.neurons.items():
         generate[core] = n * (t.idle + share * (t.active - t.idle))
@@ -317,16 +357,19 @@ def _from_events(recorded: _Recorded, t: Times) -> tuple[float, float]:
         for core, seconds in zip(traffic.cores, traffic.receive(t).T):
             receive[core] = receive.get(core, 0.0) + seconds
         longest = np.maximum(longest, traffic.path(t))
-    low, high = step_times(np.stack([*generate.values()], 1), np.stack([*receive.values()], 1), longest)
-    return float(low.sum()) / recorded.n_samples, float(high.sum()) / recorded.n_samples
+        for link, seconds in traffic.occupied(t).items():
+            occupied[link] = occupied.get(link, 0.0) + seconds
+    columns = ([*generate.values()], [*receive.values()], [*occupied.values()] or [np.zeros(recorded.n_rows)])
+    per_core, received, links = (np.stack(c, 1) for c in columns)
+    return tuple(float(s.sum()) / recorded.n_samples for s in step_times(per_core, received, longest, links))
 
 
-def _from_counts(trace: EventTrace, placement: Placement, t: Times) -> tuple[float, float]:
+def _from_counts(trace: EventTrace, placement: Placement, t: Times) -> tuple[float, ...]:
     """Bounds of the same: events spread evenly over the cores of their population, or all on one of them."""
     steps, n = trace.n_steps, trace.n_samples
     generate = {name: (np.zeros(steps), np.zeros(steps)) for name in placement.populations}
     receive = {name: (np.zeros(steps), np.zeros(steps)) for name in placement.populations}
-    longest = np.zeros(steps)
+    longest, busiest = np.zeros(steps), np.zeros(steps)
     for name, cores in placement.populations.items():
         if name in placement.inputs:
             continue
@@ -358,9 +401,13 @@ def _from_counts(trace: EventTrace, placement: Placement, t: Times) -> tuple[flo
         hops_x, hops_y = _distances(projection, placement.mesh)
         path = ((projection.reach != 0) * (hops_x * t.hop_ew + hops_y * t.hop_ns)).max() if projection.reach.size else 0
         longest = np.maximum(longest, np.where(fired > 0, path, 0.0))
+        links, crossed = crossings(projection, placement.mesh)
+        if links:
+            busiest += fired * float((crossed * [hop_time(link, t) for link in links]).max())
     g_low, g_high = (np.max([v[i] for v in generate.values()], axis=0) for i in (0, 1))
     r_low, r_high = (np.max([v[i] for v in receive.values()], axis=0) for i in (0, 1))
-    return float(np.maximum(g_low, r_low).sum()), float((g_high + r_high + longest).sum())
+    serial = g_high + r_high + longest
+    return float(np.maximum(g_low, r_low).sum()), float(serial.sum()), float((serial + busiest).sum())
 
 
 def _ids(cores: list[Any]) -> range:

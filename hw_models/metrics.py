@@ -10,10 +10,10 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 def neurobench(trace: EventTrace) -> dict[str, float | dict[str, float]]:
     """NeuroBench's workload and static metrics from a trace, averaged per sample where NeuroBench does.
 
-    Footprint: bytes of the parameters. ConnectionSparsity: zero weights over weights. ActivationSparsity: steps of neurons
-    without a spike over all of them. SynapticOperations: those that meet a non-zero operand and a non-zero weight, as ACs
-    where all operands are -1, 0 or 1 over the whole run, else as MACs; and all of them. MembraneUpdates: every neuron in
-    every step (NeuroBench counts those that changed). ParameterCount.
+    Footprint: bytes of the parameters (there, of buffers, too). ConnectionSparsity: zero weights over weights.
+    ActivationSparsity: steps of neurons without a spike over all of them. SynapticOperations: those that meet a non-zero
+    operand and a non-zero weight, as ACs where all operands are -1, 0 or 1 over the whole run, else as MACs; and all of
+    them. MembraneUpdates: every neuron in every step (NeuroBench counts those that changed). ParameterCount.
     Source: Yik et al. 2025 (arXiv 2304.04640).
 
     >>> import torch, spiking

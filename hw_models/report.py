@@ -85,6 +85,14 @@ def report(
     return content
 
 
+def _counted(estimates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The estimates whose accountings stand side by side: one of each labelled network, at the hardware that it comes with first."""
+    by_label: dict[str, dict[str, Any]] = {}
+    for e in estimates:
+        by_label.setdefault(e["label"], e)
+    return list(by_label.values())
+
+
 def _write(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     try:
@@ -123,6 +131,7 @@ def _render(
     return environment.get_template("report.html.j2").render(
         doc=content,
         first=first,
+        counted=_counted(content["estimates"]),
         fair=fair,
         accuracy=None if any(k.lower() == "accuracy" for k in content["facts"]) else first["accuracy"],
         sources=SOURCES,

@@ -122,6 +122,8 @@ def published() -> Iterator[Check]:
             yield Check(f"{name}: J, corrected", case["correct_energy_J"], joules, 1e-7, mark)
             yield Check(f"{name}: ratio, corrected", case["correct_ratio"], ratio, 1e-7, mark)
             yield Check(f"{name}: W05", 1, sum(w.code == "W05" for w in warnings), 0, mark)
+        elif name.startswith("crossover"):
+            yield from _crossover(case)
         elif not name.startswith("silicon"):
             yield from _counters(case)
 
@@ -138,6 +140,20 @@ def _spikesim(case: dict[str, Any]) -> Iterator[Check]:
     yield Check(f"{case['id']}: elements", case["pes"], sum(blocks), 0, case["mark"])
     yield Check(f"{case['id']}: cycles per step", case["cycles_per_step"], cycles, 0, case["mark"])
     yield Check(f"{case['id']}: pJ", case["energy_pJ"], case["pe_cycle_pJ"] * cycles * case["T"], 1e-9, case["mark"])
+
+
+def _crossover(case: dict[str, Any]) -> Iterator[Check]:
+    """The spike rate at which a spiking network costs what its quantised twin does, movement over a network on chip included.
+
+    Per input of a neuron with many of them: rate·T·(event + accumulate + weight) = ⌈log2(T+1)⌉·bit + MAC + weight.
+    """
+    for point in case["cases"]:
+        steps, weight = point["T"], case["e_weight_4bit_pJ"] * point["weight_bits"] / 4
+        event = case["e_event_pJ"] * point.get("event", 1.0)
+        bit = case["e_dense_bit_pJ"] * point.get("dense", 1.0)
+        twin = math.ceil(math.log2(steps + 1)) * bit + case["e_mac_pJ"] + weight
+        rate = break_even_rate(twin, 0.0, steps * (event + case["e_acc_pJ"] + weight))
+        yield Check(f"{case['id']}, {point['name']}: rate", point["rate"], rate, point["tol_rel"], case["mark"])
 
 
 def _counters(case: dict[str, Any]) -> Iterator[Check]:

@@ -140,8 +140,8 @@ class Rows:
         sample, rest = np.divmod(where, math.prod(whole.shape[1:]))
         step, index = np.divmod(rest, whole.shape[2])
         value = whole.reshape(-1)[torch.from_numpy(where).to(whole.device)].float().cpu().numpy()
-        at = (sample, step + steps.start, index)
-        done.where.append(Events(*(a.astype(np.uint32) for a in at), value))
+        sample, step, index = (a.astype(np.uint32) for a in (sample, step + steps.start, index))
+        done.where.append(Events(sample, step, index, value))
 
     def _fan(self, name: str, layer: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Fans:
         now = version(layer.weight)
@@ -175,6 +175,10 @@ class Rows:
         for key in ("stride", "padding", "dilation", "groups", "output_padding", "padding_mode"):
             if hasattr(layer, key):
                 config[key] = getattr(layer, key)
+        array: Any = getattr(layer, "array", None)  # of memory cells, for a network that was deployed on them
+        cells = array is not None and hasattr(array, "row_siemens")
+        if cells:
+            config["cell"] = array.cell_facts
         return LayerTrace(
             name,
             type(layer).__name__,
@@ -194,6 +198,7 @@ class Rows:
             spike_count=np.zeros(math.prod(in_shape), np.int64),
             fan_out=fans.stored.numpy(),
             row_abs_w=fans.row_abs_w,
+            row_siemens=array.row_siemens if cells else np.zeros(0),
         )
 
     def neuron(self, name: str, layer: Any, x: Tensor, y: Tensor, before: Tensor | None = None) -> None:

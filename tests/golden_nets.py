@@ -1,4 +1,4 @@
-"""The four small networks behind the golden energy figures, built from plain torch layers and one neuron."""
+"""The golden layers and the four small networks behind the golden energy figures, of plain torch layers and one neuron."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,30 @@ from spiking.trace import EventTrace, record
 FOLDER = Path(__file__).parent / "golden" / "energy"
 NETS: dict[str, dict[str, Any]] = {net["name"]: net for net in json.loads((FOLDER / "nets.json").read_text())}
 ARRAYS = dict(np.load(FOLDER / "nets.npz"))
+MICRO: list[dict[str, Any]] = json.loads((FOLDER / "micro.json").read_text())
+MICRO_ARRAYS = dict(np.load(FOLDER / "micro.npz"))
+
+
+def micro_layer(case: dict[str, Any]) -> nn.Module:
+    """The layer of a golden case, with its weights."""
+    w = torch.tensor(MICRO_ARRAYS[f"{case['name']}.w"]).float()
+    kind, c, bias = case["kind"], case["config"], case["bias"]
+    if kind == "linear":
+        layer: nn.Module = nn.Linear(w.shape[1], w.shape[0], bias=bias)
+    else:
+        transposed, dims = kind.startswith("convT"), kind[-2:]
+        options = {k: tuple(c[k]) for k in ("stride", "padding", "dilation")} | {"groups": c["groups"], "bias": bias}
+        if transposed:
+            options["output_padding"] = tuple(c["output_padding"])
+        factor_in, factor_out = (1, c["groups"]) if transposed else (c["groups"], 1)
+        n_in, n_out = (w.shape[0], w.shape[1]) if transposed else (w.shape[1], w.shape[0])
+        name = f"{'ConvTranspose' if transposed else 'Conv'}{dims}"
+        layer = getattr(nn, name)(n_in * factor_in, n_out * factor_out, tuple(w.shape[2:]), **options)
+    with torch.no_grad():
+        layer.weight.copy_(w)
+        if bias:
+            layer.bias.copy_(torch.tensor(MICRO_ARRAYS[f"{case['name']}.b"]))
+    return layer
 
 
 class Neuron(nn.Module):

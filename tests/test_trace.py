@@ -1,14 +1,13 @@
 """Traces: counters against brute force, what the recorder sees, files that survive and files that are refused."""
 
 import copy
-import json
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from golden_nets import ARRAYS, FOLDER, NETS, Frames, Neuron, build, recorded
+from golden_nets import ARRAYS, MICRO, MICRO_ARRAYS, NETS, Frames, Neuron, build, micro_layer, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,9 +17,6 @@ from spiking import EventTrace, record
 from spiking._counters import Levels
 from spiking.errors import SpikingError
 from spiking.trace import COUNTERS, LayerTrace
-
-MICRO = json.loads((FOLDER / "micro.json").read_text())
-MICRO_ARRAYS = dict(np.load(FOLDER / "micro.npz"))
 
 
 def binary(*shape: int, rate: float = 0.3, seed: int = 0) -> Tensor:
@@ -34,27 +30,6 @@ def trace_of(model: nn.Module, *inputs: Tensor, **options: Any) -> EventTrace:
         for x in inputs:
             model(x)
     return trace
-
-
-def micro_layer(case: dict[str, Any]) -> nn.Module:
-    w = torch.tensor(MICRO_ARRAYS[f"{case['name']}.w"]).float()
-    kind, c, bias = case["kind"], case["config"], case["bias"]
-    if kind == "linear":
-        layer: nn.Module = nn.Linear(w.shape[1], w.shape[0], bias=bias)
-    else:
-        transposed, dims = kind.startswith("convT"), kind[-2:]
-        options = {k: tuple(c[k]) for k in ("stride", "padding", "dilation")} | {"groups": c["groups"], "bias": bias}
-        if transposed:
-            options["output_padding"] = tuple(c["output_padding"])
-        factor_in, factor_out = (1, c["groups"]) if transposed else (c["groups"], 1)
-        n_in, n_out = (w.shape[0], w.shape[1]) if transposed else (w.shape[1], w.shape[0])
-        name = f"{'ConvTranspose' if transposed else 'Conv'}{dims}"
-        layer = getattr(nn, name)(n_in * factor_in, n_out * factor_out, tuple(w.shape[2:]), **options)
-    with torch.no_grad():
-        layer.weight.copy_(w)
-        if bias:
-            layer.bias.copy_(torch.tensor(MICRO_ARRAYS[f"{case['name']}.b"]))
-    return layer
 
 
 def counter(row: LayerTrace, name: str, t: int) -> Any:
@@ -704,7 +679,7 @@ def test_provenance_and_recordings_come_back(saved):
 def test_files_follow_the_schema(saved):
     with h5py.File(saved[0]) as file:
         assert dict(file.attrs)["format"] == "spiking-trace"
-        assert (file.attrs["schema"], file.attrs["mode"], bool(file.attrs["complete"])) == ("1.1", "summary", True)
+        assert (file.attrs["schema"], file.attrs["mode"], bool(file.attrs["complete"])) == ("1.2", "summary", True)
         assert file["graph/edges"][()].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [6, 7]]
         conv = file["layers/0003"]
         assert (conv.attrs["operand_class"], conv.attrs["operand_scale"]) == ("graded", 0.25)
@@ -760,7 +735,7 @@ def test_foreign_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("schema", "2.0", r"got trace schema 2\.0; this version reads 1\.1"),
+        ("schema", "2.0", r"got trace schema 2\.0; this version reads 1\.2"),
         ("complete", False, "the trace is incomplete"),
     ],
 )
@@ -774,7 +749,7 @@ def test_newer_and_incomplete_files_are_refused(saved, attribute, value, message
 def test_a_newer_minor_version_is_read(saved):
     with h5py.File(saved[0], "a") as file:
         file.attrs["schema"] = "1.7"
-    with pytest.warns(UserWarning, match=r"got trace schema 1\.7; this version knows 1\.1 and reads what it knows"):
+    with pytest.warns(UserWarning, match=r"got trace schema 1\.7; this version knows 1\.2 and reads what it knows"):
         assert EventTrace.load(saved[0]).n_samples == 2
 
 

@@ -109,6 +109,18 @@ SPIKING_FN SpikeWord spike_word(const f16* at) { return spike_word_16(&at->raw, 
 // The last, cut word of a row; what lies beyond n is silent.
 template <class T>
 SPIKING_FN SpikeWord spike_word_cut(const T* at, i64 n) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    if constexpr (sizeof(T) == 4) {
+        u64 active = 0, ones = 0;
+        for (i64 k = 0; k < n; k += 16) {
+            const __mmask16 there = n - k >= 16 ? __mmask16(0xffff) : __mmask16((1u << (n - k)) - 1u);
+            const __m512 v = _mm512_maskz_loadu_ps(there, at + k);
+            active |= u64(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ)) << k;
+            ones |= u64(_mm512_cmp_ps_mask(v, _mm512_set1_ps(1.0f), _CMP_EQ_OQ)) << k;
+        }
+        return {active, ones};
+    }
+#endif
     T whole[64] = {};
     __builtin_memcpy(whole, at, u64(n) * sizeof(T));
     return spike_word(whole);
@@ -216,6 +228,18 @@ SPIKING_FN i64 count_nonzeros(const T* row, i64 n) {
     i64 count = 0;
     for (i64 at = 0; at < n; at += 64) count += __builtin_popcountll(spike_word_of(row, at, n).active);
     return count;
+}
+
+constexpr i64 PROBES = 32;
+
+// Whether a few of `words`, scattered, already say that `numbers` of them hold more spikes than the limit: then they need not be read.
+template <class Word>
+SPIKING_FN bool looks_busy(i64 words, double numbers, i64 limit, const Word& word) {
+    const i64 step = words / PROBES;
+    if (step < 4) return false;
+    i64 found = 0;
+    for (i64 i = 0; i < PROBES; ++i) found += __builtin_popcountll(word(i * step + i * 7919 % step).active);
+    return double(found) / double(PROBES * 64) * numbers > double(limit);
 }
 
 }  // namespace SPIKING_NS

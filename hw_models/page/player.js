@@ -122,6 +122,15 @@
     show(Number(slider.value));
   });
   button.addEventListener("click", () => play(timer === null));
+  player.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (event.key === " " && event.target !== button) play(timer === null);
+    else if (by && event.target !== slider) {
+      play(false);
+      show(Math.max(0, Math.min(data.steps - 1, step + by)));
+    } else return; // buttons know Space, sliders know arrows
+    event.preventDefault();
+  });
   window.addEventListener("resize", () => show(step));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show(step));
   show(step);

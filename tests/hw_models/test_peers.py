@@ -1,6 +1,7 @@
 """Against others: a chip simulator as a black box, and the counts of four other tools on the same layers."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ MICRO = {case["name"]: case for case in json.loads((FOLDER / "micro.json").read_
 class Simulated:
     """A network of two spiking layers, placed by us and run by the simulator on its own description of the chip."""
 
-    def __init__(self, sanafe: Any, sizes: tuple[int, int, int], steps: int, seed: int) -> None:
+    def __init__(
+        self, sanafe: Any, sizes: tuple[int, int, int], steps: int, seed: int, rate: float = 0.3, per_core: int = 1024
+    ) -> None:
         torch.manual_seed(seed)
         model = nn.Sequential(
             nn.Linear(sizes[0], sizes[1], bias=False), spiking.LIF(threshold=1.0),
@@ -34,10 +37,12 @@ class Simulated:
                 layer.weight.copy_(torch.randint(-3, 6, layer.weight.shape) / 8)
         self.sizes, self.steps = sizes, steps
         rng = np.random.default_rng(seed)
-        self.input = rng.random((steps, sizes[0])) < 0.3
+        self.input = rng.random((steps, sizes[0])) < rate
         with record(model) as self.trace, torch.no_grad():
             model(torch.tensor(self.input, dtype=torch.float32).unsqueeze(1))
-        self.chip = hw_models.load("loihi-sanafe")
+        chip = hw_models.load("loihi-sanafe")
+        most = replace(chip["max_neurons"], value=per_core, low=per_core, high=per_core)
+        self.chip = replace(chip, constants={**chip.constants, "max_neurons": most})
         self.placement = place(self.trace, self.chip)
         self.weights = [model[i].weight.detach().double().numpy() for i in (0, 2)]
         self._build(sanafe)
@@ -113,10 +118,24 @@ def test_energy_and_hops_are_those_of_the_simulator(sizes, steps, seed, capfd):
     soma = steps * neurons * c["neuron_idle"] + active.sum() * (c["neuron_active"] - c["neuron_idle"])
     soma += (spikes[1].sum() + spikes[2].sum()) * c["spike"]
     assert soma == pytest.approx(result["energy"]["soma"], rel=1e-9)
-    low, high = step_seconds(net, spikes, active)
+    low, serial, high = step_seconds(net, spikes, active)
     assert low == pytest.approx(result["perf_trace"]["sim_time"], rel=1e-9)
     detailed = net.run("detailed")["sim_time"]
-    assert low.sum() * (1 - 1e-9) <= detailed <= high.sum() * (1 + 1e-9)
+    assert low.sum() * (1 - 1e-9) <= detailed <= serial.sum() * (1 + 1e-9) <= high.sum() * (1 + 2e-9)
+
+
+@pytest.mark.parametrize(("sizes", "per_core"), [((32, 32, 32), 2), ((32, 64, 32), 4), ((64, 16, 64), 2)])
+def test_congested_steps_lie_within_the_interval(sizes, per_core, capfd):
+    """Nine of ten inputs fire in each step, from few neurons a core to all cores: packets queue, and the serial time is too short."""
+    sanafe = pytest.importorskip("sanafe", reason="sanafe is not installed: pip install sanafe==2.2.9")
+    net = Simulated(sanafe, sizes, steps=4, seed=0, rate=0.9, per_core=per_core)
+    for timing in ("detailed", "cycle"):
+        result = net.run(timing)
+        spikes = net.spikes(result)
+        low, _, high = step_seconds(net, spikes, active_neurons(net, spikes))
+        seconds = np.array(result["perf_trace"]["sim_time"])
+        assert (low <= seconds * (1 + 1e-9)).all()
+        assert (seconds <= high).all()
 
 
 def active_neurons(net: Simulated, spikes: list[np.ndarray]) -> np.ndarray:
@@ -133,7 +152,9 @@ def active_neurons(net: Simulated, spikes: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(found, 1)
 
 
-def step_seconds(net: Simulated, spikes: list[np.ndarray], active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def step_seconds(net: Simulated, spikes: list[np.ndarray], active: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(overlapped, serial, congested) seconds of each step."""
+    occupied: dict[mesh.Link, np.ndarray] = {}
     t = mesh.times(net.chip, 1)
     n = net.placement.n_cores
     generate, receive, longest = np.zeros((net.steps, n)), np.zeros((net.steps, n)), np.zeros(net.steps)
@@ -148,9 +169,11 @@ def step_seconds(net: Simulated, spikes: list[np.ndarray], active: np.ndarray) -
         generate[:, traffic.source_cores] += traffic.sent * t.packet_out
         receive[:, traffic.cores] += traffic.receive(t)
         longest = np.maximum(longest, traffic.path(t))
-    low, high = mesh.step_times(generate, receive, longest)
+        for link, seconds in traffic.occupied(t).items():
+            occupied[link] = occupied.get(link, 0.0) + seconds
+    links = np.stack([*occupied.values()], 1) if occupied else np.zeros((net.steps, 0))
     wait = mesh.barrier(net.chip, net.placement.n_tiles, 1).nominal
-    return low + wait, high + wait
+    return tuple(seconds + wait for seconds in mesh.step_times(generate, receive, longest, links))
 
 
 # counters of other tools

@@ -427,6 +427,22 @@ def test_keys_play_and_wind_the_recording(browser, page):
     assert tab.js("document.getElementById('clock').textContent") == "step 2 of 4"
 
 
+def test_the_player_takes_the_keys_that_it_names(browser, page):
+    tab = browser.open(page[0])
+    shown = "[document.getElementById('play').textContent, document.getElementById('clock').textContent]"
+    assert tab.js("document.querySelector('.keys').innerText") == "Space plays and stops, ← → wind"
+    tab.js("document.getElementById('player').focus()")
+    playing = tab.js(shown)[0]
+    tab.press(" ")
+    assert tab.js(shown)[0] != playing
+    for _ in range(5):
+        tab.press("ArrowRight")
+    assert tab.js(shown) == ["Play", "step 4 of 4"]  # the last step stays
+    for _ in range(2):
+        tab.press("ArrowLeft")
+    assert tab.js(shown) == ["Play", "step 2 of 4"]
+
+
 def test_bars_say_what_they_are_under_mouse_and_keyboard(browser, page):
     path, content = page
     tab = browser.open(path)
