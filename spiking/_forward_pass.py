@@ -103,20 +103,20 @@ class LayerPass:
         row.operand_of = self.operand_of if fresh or row.operand_of == self.operand_of else ()
         for size, blocks in self.active_rows.items():
             row.active_rows[size] = row.active_rows.get(size, 0) + blocks
-        updates = self.counts.get("updates", 0)
-        updates = updates * self.steps if isinstance(updates, int) else int(updates.sum())
+        updated = self.counts.get("updates", 0)
+        updates = updated * self.steps if isinstance(updated, int) else int(updated.sum())
         per_sample = {
             "syn_sample": _over_steps(self.syn),
             "spikes_sample": _over_steps(self.spikes),
             "updates_sample": np.full(self.samples, updates // max(self.samples, 1), np.int64) if updates else None,
         }
-        for name, one_each in per_sample.items():
+        for name, of_sample in per_sample.items():
             key = f"{row.name} {name}"
-            if one_each is None and key not in samples:
+            if of_sample is None and key not in samples:
                 setattr(row, name, silent)
                 continue
             grown = samples.setdefault(key, Growing(len(silent) - self.samples))
-            setattr(row, name, grown.with_more(silent[: self.samples] if one_each is None else one_each))
+            setattr(row, name, grown.with_more(silent[: self.samples] if of_sample is None else of_sample))
         return self._events()
 
     def _events(self) -> Events | None:
