@@ -1,9 +1,9 @@
 """The one benchmark runner: cases in, a table and JSON out, with the machine and the versions that the figures belong to.
 
 A case is a module in `cases/` with `NAME`, `TITLE`, `rows(quick, device, data)` and, where it wants, `ENVIRONMENTS` (each a child
-process with these variables set), `summary(rows)` (lines that answer what the case was built to ask) and `LONG = True` (runs only
-where it is named). A case checks results
-before it times them. Rows compare within their group: the ratio is the reference's median over the row's.
+process with these variables set), `summary(rows)` (lines that answer what the case was built to ask), `figure(rows)` (drawn where the
+caller names a folder) and `LONG = True` (runs only where it is named). A case checks results before it times them. Rows compare within
+their group: the ratio is the reference's median over the row's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from spiking.errors import SpikingError
 
-__all__ = ["Row", "interleaved", "list_cases", "machine", "memory", "ratio_of", "run", "table"]
+__all__ = ["Row", "draw", "interleaved", "list_cases", "machine", "memory", "ratio_of", "run", "table"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,21 @@ def _child(name: str, variables: dict[str, str], quick: bool, device: str, data:
             f'bench: the case "{name}" stopped with exit code {done.returncode}; its own message is above.'
         )
     return [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+
+
+def draw(rows: Sequence[Row], folder: str) -> list[str]:
+    """Save the figure of every case that has one, as NAME.png and NAME.svg in a folder; returns their paths."""
+    made: list[str] = []
+    for case in _cases():
+        of_case = [row for row in rows if row.case == case.NAME]
+        if of_case and hasattr(case, "figure"):
+            os.makedirs(folder, exist_ok=True)
+            drawing = case.figure(of_case)
+            for ending, settings in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
+                path = os.path.join(folder, f"{case.NAME}.{ending}")
+                drawing.savefig(path, **settings)
+                made.append(path)
+    return made
 
 
 def table(rows: Sequence[Row]) -> Any:

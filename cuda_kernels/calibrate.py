@@ -106,25 +106,29 @@ def _linear_pack(item: int) -> float:
     return best_of(pack, 0.1) / (weight.numel() * item)
 
 
-# images, channels in, side, channels out, kernel, padding
+# images, channels in, side, channels out, kernel, padding, stride
 _CONVOLUTIONS = (
-    (1, 16, 16, 16, 3, 1),
-    (8, 12, 15, 32, 5, 0),
-    (8, 2, 34, 12, 5, 0),
-    (1, 64, 32, 64, 3, 1),
-    (4, 128, 16, 128, 3, 1),
-    (1, 2, 34, 12, 5, 0),
-    (1, 12, 15, 32, 5, 0),
-    (1, 128, 16, 128, 3, 1),
-    (1, 256, 8, 256, 3, 1),
-    (1, 512, 8, 512, 3, 1),
-    (8, 16, 32, 16, 3, 1),
-    (8, 64, 32, 64, 3, 1),
-    (16, 256, 8, 256, 3, 1),
-    (4, 512, 8, 512, 3, 1),
-    (96, 2, 34, 12, 5, 0),
-    (96, 12, 15, 32, 5, 0),
-    (64, 32, 16, 32, 3, 1),
+    (1, 16, 16, 16, 3, 1, 1),
+    (8, 12, 15, 32, 5, 0, 1),
+    (8, 2, 34, 12, 5, 0, 1),
+    (1, 64, 32, 64, 3, 1, 1),
+    (4, 128, 16, 128, 3, 1, 1),
+    (1, 2, 34, 12, 5, 0, 1),
+    (1, 12, 15, 32, 5, 0, 1),
+    (1, 128, 16, 128, 3, 1, 1),
+    (1, 256, 8, 256, 3, 1, 1),
+    (1, 512, 8, 512, 3, 1, 1),
+    (8, 16, 32, 16, 3, 1, 1),
+    (8, 64, 32, 64, 3, 1, 1),
+    (16, 256, 8, 256, 3, 1, 1),
+    (4, 512, 8, 512, 3, 1, 1),
+    (96, 2, 34, 12, 5, 0, 1),
+    (96, 12, 15, 32, 5, 0, 1),
+    (64, 32, 16, 32, 3, 1, 1),
+    (8, 2, 34, 12, 6, 0, 2),
+    (96, 2, 34, 12, 6, 0, 2),
+    (96, 12, 15, 32, 6, 0, 2),
+    (16, 64, 16, 128, 3, 1, 2),
 )
 _Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -133,12 +137,13 @@ def _conv2d_calls(
     item: int, quick: bool, kind: str
 ) -> Iterator[tuple[cost.Work, Tensor, Tensor, Tensor, _Call, _Call]]:
     """Work, input without a zero, weight and bias of every shape, and both ways to convolve."""
-    for images, inputs, side, outputs, kernel, pad in _CONVOLUTIONS[:5] if quick else _CONVOLUTIONS:
+    for images, inputs, side, outputs, kernel, pad, stride in _CONVOLUTIONS[:5] if quick else _CONVOLUTIONS:
         shapes = (images, inputs, side, side), (outputs, inputs, kernel, kernel), (outputs,)
         x, weight, bias = (torch.rand(shape).add_(0.1).to(_DTYPES[item]) for shape in shapes)
-        dense: _Call = functools.partial(tf.conv2d, padding=pad)
-        event: _Call = functools.partial(event_conv_ops.event_conv2d, stride=[1, 1], padding=[pad, pad], groups=1)
-        pixels = images * side**2, images * (side + 2 * pad - kernel + 1) ** 2
+        dense: _Call = functools.partial(tf.conv2d, padding=pad, stride=stride)
+        call: dict[str, Any] = {"stride": [stride] * 2, "padding": [pad] * 2, "groups": 1}
+        event: _Call = functools.partial(event_conv_ops.event_conv2d, **call)
+        pixels = images * side**2, images * ((side + 2 * pad - kernel) // stride + 1) ** 2
         work = cost.Work.conv2d(*pixels, tuple(weight.shape), 1, item, backend.threads(), kind)
         yield work, x, weight, bias, dense, event
 

@@ -7,6 +7,9 @@ the same order. `masks` are the spikes of x as `scan` finds them (None: not look
 `event_conv_pool(x, weight, masks, ones, stride, padding, groups, window)` -> (pooled, moments): what `pool_moments` gives of that
 convolution, whose full output is never in memory; the backward computes it again, picture by picture.
 
+`event_conv_max(x, weight, bias, masks, ones, stride, padding, groups, window)` -> (pooled, places): the largest of each window of that
+convolution, whose full output is never in memory either, and the place in its window of the first that large.
+
 Weights are read in blocks (cpu/event_conv_api.h), which are kept and renewed as the panels of a linear layer are (event_linear_ops.py).
 """
 
@@ -28,7 +31,7 @@ from .ops import _library as library
 from .ops import state_dtype
 from .pool_ops import pool_moments
 
-__all__ = ["choice", "conv2d", "event_conv2d", "event_conv_pool", "scan"]
+__all__ = ["averaged", "choice", "conv2d", "event_conv2d", "event_conv_max", "event_conv_pool", "scan"]
 
 _DTYPES = {dtype: code for code, dtype in enumerate(_ORDER)}
 _NO_LIMIT = 1 << 62
@@ -50,6 +53,13 @@ library.define(
 library.define(
     "event_conv_pool_backward(Tensor grad_pooled, Tensor grad_moments, Tensor? x, Tensor weight, Tensor masks, bool ones, "
     f"SymInt[] x_shape, bool x_last, {_CALL}, int window, bool[] mask) -> (Tensor, Tensor)"
+)
+library.define(
+    f"event_conv_max(Tensor x, Tensor weight, Tensor? bias, Tensor masks, bool ones, {_CALL}, int window) -> (Tensor, Tensor)"
+)
+library.define(
+    "event_conv_max_backward(Tensor grad_pooled, Tensor? x, Tensor weight, Tensor masks, Tensor places, bool ones, "
+    f"SymInt[] x_shape, bool x_last, {_CALL}, int window, bool[] mask) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -156,9 +166,11 @@ def _scratch(module: Any, g: Geometry, flags: list[int], backward: bool = False,
 def scan(module: Any, x: Tensor, g: Geometry, limit: int = _NO_LIMIT) -> Spikes | None:
     """The spikes of x [N, C, H, W], which lies in memory without gaps; None for more than `limit`."""
     last = is_last(x)
-    masks = torch.empty((g.images, g.groups, g.height, g.width, -(-g.inputs // (32 * g.groups))), dtype=torch.int32)
+    shape = (g.images, g.groups, g.height, g.width, -(-g.inputs // (32 * g.groups)))
+    masks = memory.empty(shape, torch.float32, x.device).view(torch.int32)
     flags = _flags(last, last, False, x.dtype)
-    room = _scratch(module, g, flags)
+    row = 0 if last or shape[-1] == 1 else -(-g.height * g.width // 16) * 8  # masks of a chunk of channels
+    room = torch.empty((flags[5] * row,), dtype=torch.float64)
     found = module.conv_count(g, flags, _spikes(x, masks, room), limit)
     return None if found < 0 else Spikes(masks, bool(found & 1), found // 2)
 
@@ -172,14 +184,16 @@ def _blocks(module: Any, weight: Tensor, g: Geometry) -> Tensor | None:
     entry = _panels_of(module, weight, (g.stride_x, g.groups))
     if entry.panels is None and entry.finite:
         blocks = memory.empty((module.conv_items(g)[0],), state_dtype(weight.dtype), weight.device)
-        entry.finite = module.conv_pack(g, weight.contiguous().data_ptr(), _DTYPES[weight.dtype], blocks.data_ptr(), 0)
+        plain = weight.contiguous()  # a copy has to live until it is read
+        entry.finite = module.conv_pack(g, plain.data_ptr(), _DTYPES[weight.dtype], blocks.data_ptr(), 0)
         entry.panels = blocks
     return entry.panels if entry.finite else None
 
 
 def _back_weights(module: Any, weight: Tensor, g: Geometry) -> Tensor:
     back = torch.empty((module.conv_items(g)[1],), dtype=state_dtype(weight.dtype))
-    module.conv_pack(g, weight.contiguous().data_ptr(), _DTYPES[weight.dtype], 0, back.data_ptr())
+    plain = weight.contiguous()
+    module.conv_pack(g, plain.data_ptr(), _DTYPES[weight.dtype], 0, back.data_ptr())
     return back
 
 
@@ -195,7 +209,8 @@ def _forward(
     y = _empty(g.y_shape, x.dtype, x.device, y_last)
     bias = None if bias is None else bias.to(blocks.dtype).contiguous()
     to_bias = 0 if bias is None else bias.data_ptr()
-    module.conv_forward(g, flags, _spikes(x, spikes.masks, room), blocks.data_ptr(), to_bias, y.data_ptr(), 0, 0)
+    outputs = [y.data_ptr(), 0, 0, 0]
+    module.conv_forward(g, flags, _spikes(x, spikes.masks, room), blocks.data_ptr(), to_bias, outputs)
     return y
 
 
@@ -261,12 +276,12 @@ def _adjoint(
     weight: Tensor,
     x_last: bool,
     y_last: bool,
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    grads: tuple[Tensor | None, ...],
     want_x: bool,
     want_weight: bool,
     window: int = 0,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dL/dx and dL/dW from dL/dy, or from dL/dpooled and dL/dmoments."""
+    """dL/dx and dL/dW from `grads`: dL/dy, or dL/dpooled with dL/dmoments or places; None for the others of the four."""
     dtype = weight.dtype
     items, item = module.conv_items(g)[0], state_dtype(dtype).itemsize
     teams = max(1, min(backend.threads(), g.images, _TEAM_BYTES // (items * item)))
@@ -274,7 +289,7 @@ def _adjoint(
     room = _scratch(module, g, flags, True, want_x)
     sums = torch.zeros((teams, items), dtype=state_dtype(dtype)) if want_weight else None
     grad_x = _empty(g.x_shape, dtype, weight.device, x_last) if want_x else None
-    blocks = _blocks(module, weight, g) if window else None
+    blocks = _blocks(module, weight, g) if grads[2] is not None else None
     back = _back_weights(module, weight, g) if want_x else None
     module.conv_backward(
         g,
@@ -332,7 +347,7 @@ def _event_conv2d_backward(
         grad_weight = nothing if dense[1] is None else dense[1].contiguous()
     if sparse:
         y_last = is_last(grad_y)
-        grads = (_in_order(grad_y, y_last), None, None)
+        grads = (_in_order(grad_y, y_last), None, None, None)
         found = _adjoint(module, g, x, spikes, weight, x_last, y_last, grads, False, True)[1]  # type: ignore[arg-type]
         grad_weight = nothing if found is None else found
     return grad_x, grad_weight, grad_bias
@@ -353,8 +368,8 @@ def _event_conv_pool(
     shape = (g.images, g.outputs, g.out_height // window, g.out_width // window)
     pooled = _empty(shape, x.dtype, x.device, last)
     moments = torch.zeros((backend.threads(), 2, g.outputs), dtype=torch.float64)
-    given = (blocks.data_ptr(), 0, 0, pooled.data_ptr(), moments.data_ptr())
-    module.conv_forward(g, flags, _spikes(x, masks, room), *given)
+    outputs = [0, pooled.data_ptr(), moments.data_ptr(), 0]
+    module.conv_forward(g, flags, _spikes(x, masks, room), blocks.data_ptr(), 0, outputs)
     return pooled, moments.sum(0)
 
 
@@ -383,10 +398,72 @@ def _event_conv_pool_backward(
         call = (None, list(stride), list(padding), [1, 1], False, [0, 0], groups, [*mask, False])
         grads = torch.ops.aten.convolution_backward(grad_y, given, weight, *call)
         return _in_order(grads[0], x_last) if mask[0] else nothing, grads[1] if mask[1] else nothing
-    grads = (None, _in_order(grad_pooled, x_last), grad_moments.contiguous())
+    grads = (None, _in_order(grad_pooled, x_last), grad_moments.contiguous(), None)
     spikes = Spikes(masks, ones, 0)
     found = _adjoint(module, g, x, spikes, weight, x_last, x_last, grads, mask[0], mask[1], window)
     return nothing if found[0] is None else found[0], nothing if found[1] is None else found[1]
+
+
+def _event_conv_max(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    masks: Tensor,
+    ones: bool,
+    stride: Any,
+    padding: Any,
+    groups: int,
+    window: int,
+) -> tuple[Tensor, Tensor]:
+    g = geometry(x.shape, weight, stride, padding, groups)
+    module = _module_for(x.dtype, weight, x.device, g)
+    blocks = None if module is None else _blocks(module, weight, g)
+    if blocks is None:
+        pooled = tf.max_pool2d(_dense(x, weight, bias, stride, padding, groups), window)
+        return _in_order(pooled, is_last(x)), x.new_empty(0, dtype=torch.uint8)
+    last = is_last(x)
+    x = _in_order(x, last)
+    flags = _flags(last, last, ones, x.dtype, window)
+    room = _scratch(module, g, flags)
+    high, wide = g.out_height // window, g.out_width // window
+    pooled = _empty((g.images, g.outputs, high, wide), x.dtype, x.device, last)
+    places = torch.empty((g.images, g.groups, high, wide, g.outputs // g.groups), dtype=torch.uint8)
+    bias = None if bias is None else bias.contiguous()
+    outputs = [0, pooled.data_ptr(), 0, places.data_ptr()]
+    to_bias = 0 if bias is None else bias.data_ptr()
+    module.conv_forward(g, flags, _spikes(x, masks, room), blocks.data_ptr(), to_bias, outputs)
+    return pooled, places
+
+
+def _event_conv_max_backward(
+    grad_pooled: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    masks: Tensor,
+    places: Tensor,
+    ones: bool,
+    x_shape: Any,
+    x_last: bool,
+    stride: Any,
+    padding: Any,
+    groups: int,
+    window: int,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    g = geometry(x_shape, weight, stride, padding, groups)
+    nothing = grad_pooled.new_empty(0)
+    grad_bias = grad_pooled.sum((0, 2, 3)) if mask[2] else nothing
+    if places.numel() == 0:  # torch's convolution ran
+        given = (_unpacked(masks, g, weight) if x is None else x).detach().requires_grad_()
+        leaf = weight.detach().requires_grad_()
+        with torch.enable_grad():
+            pooled = tf.max_pool2d(tf.conv2d(given, leaf, None, stride, padding, 1, groups), window)
+        grad_x, grad_weight = torch.autograd.grad(pooled, [given, leaf], grad_pooled)
+        return _in_order(grad_x, x_last) if mask[0] else nothing, grad_weight if mask[1] else nothing, grad_bias
+    grads = (None, _in_order(grad_pooled, x_last), None, places)
+    call = (weight, x_last, x_last, grads, mask[0], mask[1], window)
+    found = _adjoint(_compiled(), g, x, Spikes(masks, ones, 0), *call)
+    return nothing if found[0] is None else found[0], nothing if found[1] is None else found[1], grad_bias
 
 
 def _unpacked(masks: Tensor, g: Geometry, weight: Tensor) -> Tensor:
@@ -401,6 +478,8 @@ for key in ("CPU", "CUDA"):
     library.impl("event_conv2d_backward", _event_conv2d_backward, key)
     library.impl("event_conv_pool", _event_conv_pool, key)
     library.impl("event_conv_pool_backward", _event_conv_pool_backward, key)
+    library.impl("event_conv_max", _event_conv_max, key)
+    library.impl("event_conv_max_backward", _event_conv_max_backward, key)
 
 
 # --- fake ---------------------------------------------------------------------------------------------------------------
@@ -485,13 +564,50 @@ def _event_conv_pool_backward_fake(
     return _grads_fake(grad_pooled, weight, x_shape, x_last, mask)
 
 
+@torch.library.register_fake("spiking::event_conv_max")
+def _event_conv_max_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    masks: Tensor,
+    ones: bool,
+    stride: Any,
+    padding: Any,
+    groups: int,
+    window: int,
+) -> tuple[Tensor, Tensor]:
+    n, c, high, wide = _y_shape(x.shape, weight, stride, padding)
+    places = (n, groups, high // window, wide // window, c // groups)
+    return _like(x, (n, c, high // window, wide // window)), x.new_empty(places, dtype=torch.uint8)
+
+
+@torch.library.register_fake("spiking::event_conv_max_backward")
+def _event_conv_max_backward_fake(
+    grad_pooled: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    masks: Tensor,
+    places: Tensor,
+    ones: bool,
+    x_shape: Any,
+    x_last: bool,
+    stride: Any,
+    padding: Any,
+    groups: int,
+    window: int,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight = _grads_fake(grad_pooled, weight, x_shape, x_last, mask)
+    return grad_x, grad_weight, grad_pooled.new_empty((weight.shape[0],) if mask[2] else (0,))
+
+
 # --- autograd -----------------------------------------------------------------------------------------------------------
 
 
-def _keep(ctx: Any, x: Tensor, weight: Tensor, masks: Tensor | None) -> None:
+def _keep(ctx: Any, x: Tensor, weight: Tensor, masks: Tensor | None, *more: Tensor) -> None:
     ctx.x_shape, ctx.x_last = x.shape, is_last(x)
     packed = masks is not None and ctx.ones  # one bit for what would be kept in 32
-    ctx.save_for_backward(x if not packed and ctx.needs_input_grad[1] else None, weight, masks)
+    ctx.save_for_backward(x if not packed and ctx.needs_input_grad[1] else None, weight, masks, *more)
 
 
 def _refuse_second_derivatives(where: str) -> None:
@@ -530,8 +646,24 @@ def _conv_pool_backward(ctx: Any, grad_pooled: Tensor, grad_moments: Tensor) -> 
     return *(grad if wanted else None for grad, wanted in zip(grads, mask)), *(None,) * 6
 
 
+def _setup_conv_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, masks, ctx.ones, ctx.stride, ctx.padding, ctx.groups, ctx.window = inputs
+    ctx.mark_non_differentiable(output[1])
+    _keep(ctx, x, weight, masks, output[1])
+
+
+def _conv_max_backward(ctx: Any, grad_pooled: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    _refuse_second_derivatives("event_conv_max")
+    x, weight, masks, places = ctx.saved_tensors
+    mask = list(ctx.needs_input_grad[:3])
+    call = (ctx.ones, ctx.x_shape, ctx.x_last, ctx.stride, ctx.padding, ctx.groups, ctx.window, mask)
+    grads = torch.ops.spiking.event_conv_max_backward(grad_pooled, x, weight, masks, places, *call)
+    return *(grad if wanted else None for grad, wanted in zip(grads, mask)), *(None,) * 6
+
+
 torch.library.register_autograd("spiking::event_conv2d", _conv2d_backward, setup_context=_setup_conv2d)
 torch.library.register_autograd("spiking::event_conv_pool", _conv_pool_backward, setup_context=_setup_conv_pool)
+torch.library.register_autograd("spiking::event_conv_max", _conv_max_backward, setup_context=_setup_conv_max)
 
 
 # --- calls --------------------------------------------------------------------------------------------------------------
@@ -560,6 +692,15 @@ def conv2d(
     if found is None:
         return tf.conv2d(x, weight, bias, stride, padding, 1, groups)
     return _sparse(*found[:2], weight, bias, *found[2:], stride, padding, groups)
+
+
+def averaged(weight: Tensor, window: int) -> Tensor:
+    """The weight [out, in, k + window - 1, …] of the convolution that, with stride `window`, gives the averages over windows of another's.
+
+    An output pixel of that one meets k² products, window² times; here it is (k + window - 1)² for the whole window.
+    """
+    edge = window - 1
+    return tf.avg_pool2d(tf.pad(weight, (edge, edge, edge, edge)), window, 1)
 
 
 def spikes_for(
@@ -607,3 +748,4 @@ def _gapless(x: Tensor) -> Tensor:
 
 
 event_conv_pool = torch.ops.spiking.event_conv_pool
+event_conv_max = torch.ops.spiking.event_conv_max

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as tf
@@ -26,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spiking.errors import SpikingError
 
-from . import backend, cost, driven, memory
+from . import backend, cost, driven, memory, watch
 from .cuda import event as cuda_event
 from .ops import _library as library
 
@@ -188,9 +189,29 @@ def _count(module: Any, x: Tensor, limit: int, bits: Tensor | None = None) -> in
     """Spikes·2 + (is each exactly 1), or -1 for more than `limit`; with `bits` they are left there, a word for 64 inputs."""
     rows = _rows_of(x)
     to = 0 if bits is None else bits.data_ptr()
-    return module.event_count(
-        rows.data_ptr(), rows.stride(0), to, limit, *rows.shape, _DTYPES[x.dtype], backend.threads()
+    tally = _Tally(*rows.shape)
+    found = module.event_count(
+        rows.data_ptr(), rows.stride(0), to, limit, *rows.shape, _DTYPES[x.dtype], backend.threads(), *tally.addresses
     )
+    tally.leave(x, found)
+    return found
+
+
+class _Tally:
+    """Spikes of each row and of each input, counted where a recording asks for them."""
+
+    def __init__(self, rows: int, inputs: int) -> None:
+        watching = watch.current()
+        self.watch = watching if watching is not None and watching.wants_input else None
+        self.addresses = (0, 0)
+        if self.watch is not None:
+            self.per_row, self.per_input = np.empty(rows, np.int64), np.zeros((backend.threads(), inputs), np.int32)
+            self.addresses = (self.per_row.ctypes.data, self.per_input.ctypes.data)
+
+    def leave(self, x: Tensor, found: int) -> None:
+        if self.watch is not None and found >= 0:
+            per_input = self.per_input.sum(0, dtype=np.int64)
+            self.watch.leave_input(x, watch.InputCounts(self.per_row, per_input, bool(found & 1)))
 
 
 def _bits_for(x: Tensor) -> Tensor:
@@ -217,6 +238,7 @@ def _forward(
     bias = bias if bias is None else bias.contiguous()
     outputs, inputs = weight.shape
     y = memory.empty((*x.shape[:-1], outputs), x.dtype, x.device)
+    tally = None if bits is not None else _Tally(rows.shape[0], inputs)
     found = module.event_forward(
         0 if bits is not None and ones else rows.data_ptr(),
         rows.stride(0),
@@ -231,7 +253,10 @@ def _forward(
         outputs,
         _DTYPES[x.dtype],
         backend.threads(),
+        *((0, 0) if tally is None else tally.addresses),
     )
+    if tally is not None:
+        tally.leave(x, found)
     return None if found < 0 else y
 
 
@@ -295,10 +320,10 @@ def _event_input_grad(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshol
     panels = None if module is None or known is None or known.of() is not weight else known.panels
     if panels is None or driven.mode() == "never":
         return grad_y @ weight
-    grads = grad_y.contiguous()
+    grads, kept = grad_y.contiguous(), membrane.contiguous()
     grad_x = memory.empty((*grads.shape[:-1], inputs), grads.dtype, grads.device)
     restricted = module.event_input_grad(
-        membrane.contiguous().data_ptr(),
+        kept.data_ptr(),
         membrane.dtype == torch.int16,
         threshold,
         reach,

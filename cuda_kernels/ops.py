@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import backend, memory, reference
+from . import backend, memory, reference, watch
 
 __all__ = ["CHUNK", "KINDS", "RESETS", "SAVES", "integrate", "pack", "state_dtype"]
 
@@ -137,7 +138,7 @@ def run_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(spikes, last state, saved) by a kernel; only that of CPUs knows a `drive`."""
     choice = backend.choose(x.device).name
-    x = x.contiguous()
+    given, x = x, x.contiguous()
     shape = tuple(x.shape) if drive is None else drive.shape(x)
     state = None if state is None else state.contiguous()
     params = None if params is None else params.contiguous()
@@ -154,8 +155,15 @@ def run_forward(
         launch.neuron_forward(addresses, sizes, packed, numbers, x)
     else:
         driven = [] if drive is None else drive.numbers(x)
-        threads = _threads_for(x.numel())
-        backend.compiled().neuron_forward(*addresses, *sizes, packed, numbers, threads, driven)  # type: ignore[union-attr]
+        threads, features = _threads_for(x.numel()), math.prod(shape[2:])
+        watching = watch.current() if s.numel() else None
+        counts = None
+        if watching is not None:
+            counts = np.zeros((threads, 3 * steps * shape[1] + features + 1), np.int32)
+        tally = (features, 0 if counts is None else counts.ctypes.data)
+        backend.compiled().neuron_forward(*addresses, *sizes, packed, numbers, threads, driven, *tally)  # type: ignore[union-attr]
+        if watching is not None and counts is not None:
+            watching.leave_neurons(given, s, watch.NeuronCounts.of(counts, steps, features))
     return s, last, saved
 
 

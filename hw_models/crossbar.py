@@ -15,11 +15,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from spiking.hw_models.devices import Cell
 from spiking.hw_models.digital import Costs, Prices, host_prices, row_terms
 from spiking.hw_models.event import interval
 from spiking.hw_models.hardware import Constant, Hardware
 from spiking.hw_models.intervals import Interval, Term
 from spiking.hw_models.mapping import axis_values, padding_values
+from spiking.hw_models.placement import ArrayConfig, place
+from spiking.hw_models.wires import Wires, solve_nodes
 
 from spiking.errors import SpikingError
 from spiking.trace import EventTrace, LayerTrace
@@ -224,7 +228,7 @@ def cost(
     terms: list[Term] = []
     facts: dict[str, object] = {}
     tilings: dict[str, Tiling] = {}
-    latency = Interval(0.0, 0.0, 0.0)
+    latency = cells = Interval(0.0, 0.0, 0.0)
     for row in trace.layers:
         if not row.is_weight_layer:
             if accounting != "published":
@@ -233,6 +237,11 @@ def cost(
         spikes = row.operand_class not in ("graded", "analogue")
         if chip.kind == "macro":
             terms += _macro_terms(row, prices, accounting, gating)
+            if row.row_siemens.size and row.config["cell"]["t_read"]:
+                seconds = Interval(*row.config["cell"]["t_read"])
+                devices = _device_term(row, prices, seconds)
+                cells = cells.plus(devices.price * (devices.amount / trace.n_samples))
+                facts["cells"] = cells  # contained in the published price of a read
             continue
         tiling = _tiling(row, chip, weight_bits(chip, precision), 8, spikes)
         tilings[row.name] = tiling
@@ -299,10 +308,14 @@ def _array_terms(
 
 
 def _cell_terms(row: LayerTrace, tiling: Tiling, prices: Prices, driven: float) -> list[Term]:
-    """Reading the cells of the driven rows: V²·t·ΣG with the weights' own conductances where the file states a cell's
-    (`g_min`, `g_max`, `v_read`; one cell per weight and sign, a run's rows known), else a price per cell.
+    """Reading the cells of the driven rows: V²·t·ΣG with the conductances of the devices themselves where the run was on arrays,
+    with the weights' own where the file states a cell's (`g_min`, `g_max`, `v_read`; one cell per weight and sign, a run's
+    rows known), else a price per cell.
     """
     known = prices.chip.constants
+    if row.row_siemens.size and driven:
+        phases = driven * tiling.columns / max(int(row.counts["syn"].sum()), 1)  # or passes of the conventional network
+        return [_device_term(row, prices, interval(prices.constant("read_time")), phases)]
     if not {"g_min", "g_max", "v_read"} <= known.keys() or tiling.slices != 1 or not driven:
         cell = prices.constant("cell_read")
         return [Term(row.name, "compute", driven * tiling.phys_columns, interval(cell), cell.group, "syn")]
@@ -322,6 +335,19 @@ def _cell_terms(row: LayerTrace, tiling: Tiling, prices: Prices, driven: float) 
         Term(row.name, "compute", times * float(counts.sum()) * 2 * tiling.columns, low.times(pulse), group, "syn"),
         Term(row.name, "compute", times * weights, span.times(pulse), group, "syn"),
     ]
+
+
+def _device_term(row: LayerTrace, prices: Prices, seconds: Interval, phases: float = 1.0) -> Term:
+    """V²·t·ΣG of the devices that the run was on, at the read voltage of their kind, over all driven rows."""
+    counts = row_counts(row)
+    if counts is None:
+        raise SpikingError(
+            f"{prices.chip.name}: layer {row.name} was on memory cells, and a padding other than zeros hides how often each row "
+            "was driven. Pad with zeros, or record the model that was deployed."
+        )
+    volt = Interval(*row.config["cell"]["v_read"])
+    amount = phases * float(counts @ row.row_siemens)
+    return Term(row.name, "compute", amount, volt.times(volt).times(seconds), "cells", "syn")
 
 
 def row_counts(row: LayerTrace) -> np.ndarray | None:
@@ -465,7 +491,7 @@ def read_array(conductance: np.ndarray, voltages: np.ndarray, seconds: float, r_
     Every driver is on, at its voltage or at 0. Dissipated energy: t·Σ V·I over the drivers.
 
     Shapes: conductance [rows, columns] in siemens, voltages [rows].   Units: volts, seconds, ohms.
-    Errors: SpikingError if shapes do not match, or a resistance is not above 0.
+    Errors: SpikingError if shapes do not match, a conductance or a resistance is negative, or a value is not finite.
 
     >>> found = read_array(np.full((8, 8), 1e-4), np.full(8, 0.2), 1e-8, r_word=1.0, r_bit=1.0)
     >>> 0 < found.error < 0.02, found.worst_column > 0
@@ -477,40 +503,11 @@ def read_array(conductance: np.ndarray, voltages: np.ndarray, seconds: float, r_
         raise SpikingError(
             f"read_array: got conductance {list(g.shape)} and voltages {list(v.shape)}; expected [rows, columns] and [rows]."
         )
-    if not (r_word > 0 and r_bit > 0):
-        raise SpikingError(f"read_array: got resistances {r_word} and {r_bit} ohm; expected values above 0.")
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.linalg import spsolve
-
-    rows, cols = g.shape
-    word, bit = 1 / r_word, 1 / r_bit
-    at = np.arange(rows * cols).reshape(rows, cols)
-    n = rows * cols
-    i, j, x = [], [], []
-
-    def join(a: np.ndarray, b: np.ndarray, conductances: np.ndarray | float) -> None:
-        a, b = a.ravel(), b.ravel()
-        c = np.broadcast_to(np.asarray(conductances).ravel(), a.shape)
-        for p, q, sign in ((a, a, 1.0), (b, b, 1.0), (a, b, -1.0), (b, a, -1.0)):
-            i.append(p)
-            j.append(q)
-            x.append(sign * c)
-
-    join(at, n + at, g)
-    join(at[:, :-1], at[:, 1:], word)
-    join(n + at[:-1], n + at[1:], bit)
-    for nodes, c in ((at[:, 0], word), (n + at[-1], bit)):  # to the drivers and to ground
-        i.append(nodes)
-        j.append(nodes)
-        x.append(np.full(len(nodes), c))
-    matrix = coo_matrix((np.concatenate(x), (np.concatenate(i), np.concatenate(j))), shape=(2 * n, 2 * n)).tocsc()
-    right = np.zeros(2 * n)
-    right[at[:, 0]] = word * v
-    nodes = spsolve(matrix, right)
-    row_currents = (v - nodes[at[:, 0]]) * word
+    found = solve_nodes(torch.from_numpy(g), torch.from_numpy(v)[:, None], Wires(r_word, r_bit))
+    row_currents = found.I_device[:, :, 0].sum(1)
     return ArrayRead(
         ideal_currents=v @ g,
-        currents=nodes[n + at[-1]] * bit,
+        currents=found.I_out[0],
         row_currents=row_currents,
         energy_ideal=float(seconds * (v**2 @ g.sum(1))),
         energy=float(seconds * (v @ row_currents)),
@@ -522,9 +519,5 @@ def conductances(weights: np.ndarray, g_min: float, g_max: float) -> np.ndarray:
 
     Scaled by the largest magnitude: G = G_min + (G_max − G_min)·|w|/max|w|.
     """
-    w = np.asarray(weights, np.float64)
-    largest = float(np.abs(w).max()) or 1.0
-    found = np.empty((w.shape[1], 2 * w.shape[0]))
-    found[:, 0::2] = np.maximum(w, 0).T
-    found[:, 1::2] = np.maximum(-w, 0).T
-    return g_min + (g_max - g_min) * found / largest
+    placed = place(torch.from_numpy(np.asarray(weights, np.float64)), Cell("cells", g_min, g_max), ArrayConfig())
+    return placed.targets[0].permute(1, 2, 0).flatten(1).numpy()

@@ -49,8 +49,18 @@ UNITS = {
     "GHz": ("Hz", 1e9),
     "GB/s": ("B/s", 1e9),
     "uS": ("S", 1e-6),
+    "1/uS": ("1/S", 1e6),
+    "1/uS2": ("1/S2", 1e12),
+    "1/uS3": ("1/S3", 1e18),
     "V": ("V", 1.0),
+    "nA": ("A", 1e-9),
+    "A/V2": ("A/V2", 1.0),
+    "A/V3": ("A/V3", 1.0),
     "ohm": ("ohm", 1.0),
+    "kohm": ("ohm", 1e3),
+    "K": ("K", 1.0),
+    "1/K": ("1/K", 1.0),
+    "eV": ("J", 1.602176634e-19),
     "um2": ("m2", 1e-12),
     "mm2": ("m2", 1e-6),
     "bit": ("bit", 1.0),
@@ -197,32 +207,40 @@ def load(hardware: str | PathLike[str] | Hardware) -> Hardware:
     if isinstance(hardware, Hardware):
         return hardware
     text = os.fspath(hardware)
-    path = Path(text)
-    if not text.endswith(".toml"):
-        names = available()
-        if text not in names:
-            near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names
-            raise SpikingError(
-                f"hardware: got {text!r}; expected a .toml file or a known chip, such as {', '.join(near)}."
-            )
-        return _shipped(text)
-    return _read(path)
+    return _read(text) if text.endswith(".toml") else _shipped(text)
 
 
 @cache
 def _shipped(name: str) -> Hardware:
     """A chip of the package, read once: every estimate needs its host and its twins again."""
-    return _read(_CHIPS / f"{name}.toml")
+    return _read(name)
 
 
-def _read(path: Path) -> Hardware:
+def _read(name: str) -> Hardware:
+    return _parse(*read_description(name, _CHIPS, "hardware", "chip"))
+
+
+def read_description(name: str | PathLike[str], folder: Path, what: str, kind: str) -> tuple[dict[str, Any], str]:
+    """The content of a description, by name from the folder or by path, and the path it was read from.
+
+    Errors: SpikingError naming near names, or the file that cannot be read.
+    """
+    text = os.fspath(name)
+    path = Path(text)
+    if not text.endswith(".toml"):
+        names = sorted(p.stem for p in folder.glob("*.toml"))
+        if text not in names:
+            near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names
+            raise SpikingError(
+                f"{what}: got {text!r}; expected a .toml file or a known {kind}, such as {', '.join(near)}."
+            )
+        path = folder / f"{text}.toml"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
     except OSError as err:
-        raise SpikingError(f"{path}: the hardware file cannot be read: {err.strerror}.") from err
+        raise SpikingError(f"{path}: the {what} file cannot be read: {err.strerror}.") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise SpikingError(f"{path}: this is not TOML: {err}.") from err
-    return _parse(data, str(path))
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {"kind": KINDS, "accounting": ACCOUNTINGS, "precision": tuple(PRECISIONS)}
@@ -250,13 +268,7 @@ def _parse(data: dict[str, Any], path: str) -> Hardware:
         number = data.get(key, 1.0)
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
             raise SpikingError(f"{path}: got {key}={number!r}; expected a finite number above 0.")
-    sources = {str(key): str(text).strip() for key, text in data.get("sources", {}).items()}
-    constants: dict[str, Constant] = {}
-    for entry in data["constant"]:
-        constant = _constant(entry, path, sources, data["name"])
-        if constant.name in constants:
-            raise SpikingError(f"{path}: {constant.name}: the constant is given twice; expected once.")
-        constants[constant.name] = constant
+    constants, sources = read_constants(data, path, chip=data["name"])
     return Hardware(
         name=data["name"],
         title=str(data.get("title", data["name"])),
@@ -270,18 +282,42 @@ def _parse(data: dict[str, Any], path: str) -> Hardware:
     )
 
 
-def _dimension(name: str, where: str) -> str:
-    """SI unit that a constant of this name needs."""
-    if re.fullmatch(r"barrier_\d+_time", name):
-        return "s"
-    if name not in QUANTITIES:
+def _check_unit(name: str, unit: str, where: str) -> None:
+    """SpikingError unless an estimate knows a constant of this name, in units of this kind."""
+    if name not in QUANTITIES and not re.fullmatch(r"barrier_\d+_time", name):
         near = difflib.get_close_matches(name, QUANTITIES, n=3, cutoff=0.5)
         hint = f", such as {', '.join(near)}" if near else ": hw_models.hardware.QUANTITIES lists them"
         raise SpikingError(f"{where}: no estimate uses a constant of this name; expected a known one{hint}.")
-    return QUANTITIES[name]
+    got, expected = UNITS[unit][0], QUANTITIES.get(name, "s")
+    if got != expected:
+        fitting = next(u for u, (si, _) in UNITS.items() if si == expected)
+        raise SpikingError(
+            f"{where}: got unit {unit!r}, {_DIMENSIONS.get(got, f'a quantity in {got}')}; "
+            f"expected {_DIMENSIONS[expected]} such as {fitting!r}."
+        )
 
 
-def _constant(entry: dict[str, Any], path: str, sources: dict[str, str], chip: str) -> Constant:
+def read_constants(
+    data: dict[str, Any], path: str, marks: dict[str, str] = MARKS, signed: bool = False, chip: str | None = None
+) -> tuple[dict[str, Constant], dict[str, str]]:
+    """The `[[constant]]` tables of a description by name, and its `[sources]`; `signed` admits zero and negative values.
+
+    With `chip`, the constants are that chip's: only the names of `QUANTITIES`, each in its unit.
+    Errors: SpikingError naming the file and the constant.
+    """
+    sources = {str(key): str(text).strip() for key, text in data.get("sources", {}).items()}
+    constants: dict[str, Constant] = {}
+    for entry in data["constant"]:
+        constant = _constant(entry, path, sources, marks, signed, chip)
+        if constant.name in constants:
+            raise SpikingError(f"{path}: {constant.name}: the constant is given twice; expected once.")
+        constants[constant.name] = constant
+    return constants, sources
+
+
+def _constant(
+    entry: dict[str, Any], path: str, sources: dict[str, str], marks: dict[str, str], signed: bool, chip: str | None
+) -> Constant:
     name = entry.get("name")
     if not isinstance(name, str) or not name:
         raise SpikingError(f"{path}: got a constant without a name; expected name, value, unit and source.")
@@ -292,12 +328,8 @@ def _constant(entry: dict[str, Any], path: str, sources: dict[str, str], chip: s
     unit = entry.get("unit")
     if unit not in UNITS:
         raise SpikingError(f"{where}: got unit {unit!r}; expected one of {', '.join(UNITS)}.")
-    expected = _dimension(name, where)
-    if UNITS[unit][0] != expected:
-        fitting = next(u for u, (si, _) in UNITS.items() if si == expected)
-        raise SpikingError(
-            f"{where}: got unit {unit!r}, {_DIMENSIONS[UNITS[unit][0]]}; expected {_DIMENSIONS[expected]} such as {fitting!r}."
-        )
+    if chip is not None:
+        _check_unit(name, unit, where)
     source = entry.get("source")
     if not source:
         raise SpikingError(f"{where}: the constant has no source; expected the key of an entry in [sources].")
@@ -307,14 +339,16 @@ def _constant(entry: dict[str, Any], path: str, sources: dict[str, str], chip: s
                 f"{where}: got source {key!r}; expected a key of [sources]: {', '.join(sources) or 'none'}."
             )
     mark = entry.get("mark")
-    if mark not in MARKS:
-        raise SpikingError(f"{where}: got mark {mark!r}; expected {', '.join(f'{k} ({v})' for k, v in MARKS.items())}.")
+    if mark not in marks:
+        raise SpikingError(f"{where}: got mark {mark!r}; expected {', '.join(f'{k} ({v})' for k, v in marks.items())}.")
     value: Any = entry.get("value")
     low: Any = entry.get("low", value)
     high: Any = entry.get("high", value)
     for what, number in (("value", value), ("low", low), ("high", high)):
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number) or number <= 0:
-            raise SpikingError(f"{where}: got {what}={number!r}; expected a finite number above 0.")
+        finite = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        if not finite or (number <= 0 and not signed):
+            above = "" if signed else " above 0"
+            raise SpikingError(f"{where}: got {what}={number!r}; expected a finite number{above}.")
     if not low <= value <= high:
         raise SpikingError(f"{where}: got low={low}, value={value}, high={high}; expected low <= value <= high.")
     si_unit, factor = UNITS[unit]
@@ -331,7 +365,7 @@ def _constant(entry: dict[str, Any], path: str, sources: dict[str, str], chip: s
         mark=mark,
         group=str(entry.get("group", name)),
         note=str(entry.get("note", "")),
-        chip=chip,
+        chip=chip or "",
         node_nm=entry.get("node_nm"),
         voltage=entry.get("voltage"),
     )

@@ -24,7 +24,7 @@ from spiking.hw_models.hardware import Hardware, load
 from torch import Tensor, nn
 
 from spiking import _counters as counters
-from spiking._recorder import Recorder, _observed, recurrent_weights
+from spiking._watched import recurrent_weights, watched
 from spiking.errors import SpikingError
 from spiking.trace import record
 
@@ -146,17 +146,13 @@ class EnergyLoss:
 
     def _watch(self, prices: EventPrices) -> None:
         """Put hooks on the layers whose events have a price; a hook on others could keep them from a faster path."""
-        kinds: dict[Any, Callable[..., None]] = {
-            Recorder.weights: self._weights,
-            Recorder.neuron: self._neuron,
-            Recorder.pool: self._pool,
-        }
-        for name, module, observe in _observed(self.model):
+        kinds: dict[str, Callable[..., None]] = {"weights": self._weights, "neuron": self._neuron, "pool": self._pool}
+        for name, module, kind in watched(self.model):
             label = name or type(module).__name__
-            priced = label in prices.rows and (observe is not Recorder.pool or prices.rows[label].pool > 0)
-            if observe in kinds and priced and label not in self._hooked:
+            priced = label in prices.rows and (kind != "pool" or prices.rows[label].pool > 0)
+            if kind in kinds and priced and label not in self._hooked:
                 self._hooked.add(label)
-                hook = _Hook(self._seen, kinds[observe], label)
+                hook = _Hook(self._seen, kinds[kind], label)
                 first = module is self.model  # before the hook that ends the pass
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=first))
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from . import encode, functional, loss, surrogate
+from ._multilevel import MultiLevelLIF
 from .engine import compile_events
 from .errors import SpikingError
 from .explain import explain
@@ -45,6 +46,7 @@ __all__ = [
     "Flatten",
     "Linear",
     "MaxPool2d",
+    "MultiLevelLIF",
     "Neuron",
     "ParametricLIF",
     "Recurrent",

@@ -38,7 +38,7 @@ class Levels(NamedTuple):
 
     def join(self, other: Levels) -> Levels:
         """The levels of both together."""
-        if self == other or other == _NO_LEVELS:
+        if self is other or self == other or other == _NO_LEVELS:
             return self
         if self.magnitudes is None or other.magnitudes is None:
             return Levels(None)
@@ -250,13 +250,28 @@ def count_windows(x: Tensor, windows: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return np.array(nnz, np.int64), np.array(reached, np.int64)
 
 
-def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts | None = None) -> OperandCounts:
+def counts_of_spikes(nnz: np.ndarray, per_element: np.ndarray, x: Tensor) -> OperandCounts:
+    """The counts of x [T, B, *], of which others found that every value is 0 or 1; the products are still to be made."""
+    per_step = nnz.sum(1)
+    levels = [_SPIKES if n else _NO_LEVELS for n in per_step.tolist()]
+    none = np.zeros_like(nnz)
+    return OperandCounts(nnz, per_step.astype(np.float64), none, none[:, 0], per_element, levels, _repeated(nnz, x))
+
+
+def count_operand(
+    x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts | None = None, uniform: int | None = None
+) -> OperandCounts:
     """Count an operand [T, B, *] against the fan-out of its elements.
 
-    `known` are counts of the same values, made when they left their neurons: then only the products are new.
+    `known` are counts of the same values, made when they left their neurons: then only the products are new, and not even those
+    if all elements have the same fan-out, `uniform`.
     Raises FloatingPointError if x holds NaN or Inf; the caller knows the layer's name.
     """
     x = x.detach()
+    spikes = known is not None and all(levels in (_NO_LEVELS, _SPIKES) for levels in known.levels)
+    if spikes and known is not None and uniform is not None:
+        syn = known.nnz * uniform
+        return known._replace(syn=syn, syn_eff=syn.sum(1))
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     steps, batch = x.shape[:2]
@@ -272,7 +287,7 @@ def count_operand(x: Tensor, fan: Tensor, fan_eff: Tensor, known: OperandCounts 
             True,
         )
     flat = x.reshape(steps * batch, -1)
-    if known is not None and all(levels in (_NO_LEVELS, _SPIKES) for levels in known.levels):
+    if spikes and known is not None:
         syn = _synops(flat, fan, known)
         syn_eff = syn if fan_eff is fan else _synops(flat, fan_eff, known)
         return known._replace(syn=syn.reshape(steps, batch), syn_eff=syn_eff.reshape(steps, batch).sum(1))
@@ -313,6 +328,11 @@ def _repeats(x: Tensor) -> bool:
     return len(x) > 1 and all(torch.equal(x[0], x[t]) for t in range(1, len(x)))
 
 
+def _repeated(nnz: np.ndarray, x: Tensor) -> bool:
+    """Whether all steps of x are equal; that equal steps have equal counts is a look that costs nothing."""
+    return len(x) > 1 and bool((nnz == nnz[0]).all()) and (not nnz.any() or _repeats(x))
+
+
 def _from_compiled(found: counting.Counted, x: Tensor) -> OperandCounts:
     """What the compiled pass found in x [T, B, *]."""
     steps, batch = x.shape[:2]
@@ -323,7 +343,7 @@ def _from_compiled(found: counting.Counted, x: Tensor) -> OperandCounts:
         levels = [_SPIKES if n else _NO_LEVELS for n in nnz.sum(1)]
     else:
         levels = [_known_levels(*met) or levels_of(step) for met, step in zip(found.levels, x, strict=True)]
-    repeated = bool((nnz == nnz[0]).all()) and _repeats(x)  # equal steps have equal counts: a look that costs nothing
+    repeated = _repeated(nnz, x)
     abs_sum = found.magnitude.reshape(steps, batch).sum(1)
     return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -19,11 +20,12 @@ from spiking.errors import SpikingError
 from spiking.trace import COUNTERS, OTHER_KINDS, WEIGHT_KINDS, Events, EventTrace, LayerTrace, Recording
 
 FORMAT = "spiking-trace"
-SCHEMA = "1.1"
-"""1.1 added row_abs_w, active_rows, events and matmul rows; a file without them is read as it is."""
+SCHEMA = "1.2"
+"""1.1 added row_abs_w, active_rows, events and matmul rows, 1.2 row_siemens; a file without them is read as it is."""
 _STATIC = ("params", "w_nnz", "w_abs_mean", "w_abs_max", "dense", "dense_padded")
 _MAX_BYTES = 2**30
 _FLAGS = ("bias", "train_mode", "repeated_input")
+_ROWS = ("row_abs_w", "row_siemens")
 _ARRAYS = ("in_abs_sum", "spike_count", "fan_out", "syn_sample", "updates_sample", "spikes_sample")
 _USED = {  # counters a kind of layer has; the others are zero and not stored
     "neuron": ("in_numel", "updates", "updates_active", "spikes", "out_nnz"),
@@ -114,8 +116,9 @@ def _write_layer(group: h5py.Group, layer: LayerTrace) -> None:
     for name in _ARRAYS:
         _dataset(group, name, getattr(layer, name))
 
-    if layer.row_abs_w.size:
-        _dataset(group, "row_abs_w", layer.row_abs_w)
+    for name in _ROWS:
+        if getattr(layer, name).size:
+            _dataset(group, name, getattr(layer, name))
     if layer.active_rows:
         _dataset(group, "active_rows", np.array([*layer.active_rows.values()], np.int64))
         group["active_rows"].attrs["sizes"] = np.array([*layer.active_rows], np.int64)
@@ -276,8 +279,9 @@ def _read_layer(group: h5py.Group, n_steps: int) -> LayerTrace:
         layer.levels_right = _unpack_levels(a["levels_right"])
     if "levels_step" in a:
         layer.levels_step = [_unpack_levels(text) for text in json.loads(a["levels_step"])]
-    if "row_abs_w" in group:
-        layer.row_abs_w = _values(group, "row_abs_w")
+    for name in _ROWS:
+        if name in group:
+            setattr(layer, name, _values(group, name))
     if "active_rows" in group:
         sizes = group["active_rows"].attrs["sizes"]
         layer.active_rows = dict(zip((int(n) for n in sizes), (int(n) for n in _values(group, "active_rows"))))
@@ -323,8 +327,13 @@ def _check_layer(layer: LayerTrace, trace: EventTrace, where: str) -> None:
         refuse(
             f"got {int(layer.spike_count @ layer.fan_out)} synaptic operations by fan-out and {c['syn'].sum()} by step"
         )
-    if layer.row_abs_w.size and not np.isfinite(layer.row_abs_w).all():
-        refuse("got row_abs_w that is not finite")
+    for name in _ROWS:
+        if not np.isfinite(getattr(layer, name)).all():
+            refuse(f"got {name} that is not finite")
+    if layer.row_siemens.size and (
+        layer.row_siemens.shape != (math.prod(layer.weight_shape[1:]),) or (layer.row_siemens < 0).any()
+    ):
+        refuse(f"got row_siemens of {layer.row_siemens.size} rows of a weight {list(layer.weight_shape)}, or negative")
     if any(n < 0 for n in layer.active_rows.values()):
         refuse("got negative active_rows")
     if layer.events is not None:

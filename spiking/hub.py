@@ -66,6 +66,9 @@ class HubModel(PyTorchModelHubMixin):
     def from_pretrained(cls: type[M], pretrained_model_name_or_path: str | Path, **options: Any) -> M:
         """The model saved in a folder, or published under a name on the hub; options as in huggingface_hub's mixin."""
         name = str(pretrained_model_name_or_path)
+        weights = constants.SAFETENSORS_SINGLE_FILE
+        if os.path.isdir(name) and not os.path.isfile(os.path.join(name, weights)):
+            raise SpikingError(f"{name}: there is no {weights} here; expected a folder made by save_pretrained.")
         try:
             return super().from_pretrained(name, **options)
         except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as err:
@@ -91,10 +94,6 @@ class HubModel(PyTorchModelHubMixin):
 
         if os.path.isdir(model_id):
             file = Path(model_id) / constants.SAFETENSORS_SINGLE_FILE
-            if not file.is_file():
-                raise SpikingError(
-                    f"{model_id}: there is no {file.name} here; expected a folder made by save_pretrained."
-                )
         else:
             file = Path(
                 hf_hub_download(

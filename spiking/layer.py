@@ -9,6 +9,7 @@ Source of the time-folding: Fang et al. 2023, SpikingJelly (Science Advances 9, 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
 
-from spiking.cuda_kernels import cost, event_conv_ops, event_linear_ops
+from spiking.cuda_kernels import cost, event_conv_ops, event_linear_ops, watch
 from spiking.cuda_kernels.cuda import event as cuda_event
 from spiking.cuda_kernels.pool_ops import pool_moments
 from spiking.errors import SpikingError
@@ -108,7 +109,7 @@ class Conv2d(nn.Conv2d):
     @property
     def sums_spikes(self) -> bool:
         """Whether the event-driven kernels know this kind of convolution."""
-        return self.padding_mode == "zeros" and self.dilation == (1, 1) and not isinstance(self.padding, str)
+        return sums_spikes(self)
 
     def _convolved(self, images: Tensor) -> Tensor:
         return event_conv_ops.conv2d(images, self.weight, self.bias, *self.call)
@@ -117,6 +118,11 @@ class Conv2d(nn.Conv2d):
     def call(self) -> tuple[list[int], list[int], int]:
         """Stride, padding and groups, as the kernels take them."""
         return list(self.stride), list(self.padding), self.groups  # type: ignore[arg-type]
+
+
+def sums_spikes(conv: nn.Conv2d) -> bool:
+    """Whether the event-driven kernels know this kind of convolution."""
+    return conv.padding_mode == "zeros" and conv.dilation == (1, 1) and not isinstance(conv.padding, str)
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -324,7 +330,8 @@ def _two(size: Any) -> tuple[Any, ...]:
 
 
 def _is_watched(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    kinds = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(not watch.is_of_watch(hook) for hooks in kinds for hook in hooks.values())
 
 
 def _normalises(norm: nn.Module, pool: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -386,8 +393,22 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
     if len(layers) < 2:
         return None
     first, second = layers[:2]
+    watching = watch.current()
+    if watching is not None:  # it hears of this pair; of others, layer by layer
+        if not (_pools(first, x) and _may_follow(second)):
+            return None
+        s, state = second.after_pool(x, _window(first), isinstance(first, MaxPool2d), None, states[1])
+        watching.together(first, second, x, s)
+        return s, None, state
     if len(layers) > 2 and _convolves(first, x) and _normalises(second, layers[2], _out_shape(first, x), x.dtype):
         return _then_neuron(_conv_pooled(first, layers[2], x), second, layers[3:], states[3:], 3)
+    if _averages(first, second, x):
+        window = _window(second) or 1
+        weight = event_conv_ops.averaged(first.weight, window)
+        run = functools.partial(event_conv_ops.conv2d, weight=weight, bias=first.bias, stride=[window] * 2)
+        return _images(first, x, functools.partial(run, padding=first.call[1], groups=first.groups)), None, None
+    if _maximises(first, second, x):
+        return _conv_largest(first, second, x)
     if _normalises(first, second, tuple(x.shape), x.dtype):
         pooled, moments = pool_moments(x.flatten(0, 1), _window(second))
         found = pooled.unflatten(0, x.shape[:2]), moments, x.numel() // x.shape[2]
@@ -402,6 +423,47 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
         s, state, sent_by = first.sending(x, states[0])
         return event_linear_ops.linear(s, second.weight, second.bias, sent_by), state, None
     return None
+
+
+def _maximises(conv: nn.Module, pool: nn.Module, x: Tensor) -> bool:
+    """Whether a convolution may run together with the maximum pooling after it."""
+    if torch.compiler.is_compiling() or not (
+        isinstance(conv, Conv2d) and isinstance(pool, MaxPool2d) and conv.sums_spikes
+    ):
+        return False
+    fits = x.is_cpu and x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype == conv.weight.dtype
+    if (
+        not fits
+        or not (conv.bias is None or conv.bias.dtype == x.dtype)
+        or x.dtype not in (torch.float32, torch.float64)
+    ):
+        return False
+    watched = _is_watched(conv) or _is_watched(pool)
+    return 1 < (_window(pool) or 1) <= min(16, *_out_shape(conv, x)[3:]) and not watched
+
+
+def _conv_largest(conv: Conv2d, pool: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    """pool(conv(x)); from spikes, conv(x) is never all in memory, and where there are too many of them, only the convolution has run."""
+    images = x.flatten(0, 1)
+    found = event_conv_ops.spikes_for(images, conv.weight, conv.bias, *conv.call)
+    if found is None:
+        return nn.Conv2d.forward(conv, images).unflatten(0, x.shape[:2]), None
+    _, images, _, spikes = found
+    call = (spikes.masks, spikes.ones, *conv.call, _window(pool))
+    pooled, _ = event_conv_ops.event_conv_max(images, conv.weight, conv.bias, *call)
+    return pooled.unflatten(0, x.shape[:2]), None, None
+
+
+def _averages(conv: nn.Module, pool: nn.Module, x: Tensor) -> bool:
+    """Whether training may run a convolution and the average pooling after it as one convolution, which has fewer products."""
+    if not (isinstance(conv, Conv2d) and isinstance(pool, AvgPool2d) and conv.sums_spikes and conv.stride == (1, 1)):
+        return False
+    window = _window(pool) or 1
+    fits = x.is_cpu and x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype == conv.weight.dtype
+    if not fits or window == 1 or min(_out_shape(conv, x)[3:]) < window or conv.kernel_size == (1, 1):
+        return False
+    learns = torch.is_grad_enabled() and conv.weight.requires_grad and not torch.is_autocast_enabled("cpu")
+    return learns and x.dtype in (torch.float32, torch.float64) and not (_is_watched(conv) or _is_watched(pool))
 
 
 def _sends(neuron: Any, linear: nn.Module, x: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch.nn import functional as tf
 
 from spiking.errors import SpikingError
 
-__all__ = ["count", "membrane", "rate", "rate_regulariser"]
+__all__ = ["count", "membrane", "membrane_regulariser", "rate", "rate_regulariser", "tet"]
 
 
 def _check(where: str, x: Tensor, labels: Tensor) -> None:
@@ -92,6 +92,41 @@ def membrane(v: Tensor, labels: Tensor, *, over: str = "steps", label_smoothing:
     else:
         raise SpikingError(f'loss.membrane.over: got "{over}"; expected "steps", "mean", "max" or "last".')
     return tf.cross_entropy(scores, labels, label_smoothing=label_smoothing)
+
+
+def tet(logits: Tensor, labels: Tensor, *, mix: float = 1e-3, target: float = 1.0) -> Tensor:
+    """Cross-entropy at every step, so that every prefix of the sequence becomes a usable classifier.
+
+        L = (1 - mix)·mean_t CE(o[t], label) + mix·mean (o - target)²
+
+    Shapes: logits [T, B, C], labels [B] int64 -> scalar.   Errors: SpikingError for other shapes or classes, or mix outside 0…1.
+    Source: Deng et al. 2022, temporal efficient training (arXiv 2202.11946), equations 10 and 12.
+
+    >>> round(tet(torch.zeros(3, 1, 2), torch.tensor([0]), mix=0.0).item(), 4)
+    0.6931
+    """
+    if not 0 <= mix <= 1:
+        raise SpikingError(f"loss.tet.mix: got {mix}; expected 0 to 1.")
+    _check("loss.tet", logits, labels)
+    return (1 - mix) * membrane(logits, labels) + mix * (logits.float() - target).square().mean()
+
+
+def membrane_regulariser(membranes: Iterable[Tensor]) -> Tensor:
+    """A penalty on membranes between rest and threshold, where a spike tells least about them (RMP).
+
+        L = mean_layers mean min(|h|, |1 - h|)²;   h before the reset, in units of the threshold
+
+    Shapes: an iterable of membranes [T, B, *] divided by their thresholds, one a layer -> scalar.
+    Errors: SpikingError if there is no layer.
+    Source: Guo et al. 2023, RMP-Loss (arXiv 2308.06787).
+
+    >>> membrane_regulariser([torch.tensor([[0.0, 1.0, 0.5, 0.5]])]).item()
+    0.125
+    """
+    penalties = [torch.minimum(h.float().abs(), (1 - h.float()).abs()).square().mean() for h in membranes]
+    if not penalties:
+        raise SpikingError("membrane_regulariser: got no membranes; expected at least one layer's [T, B, *].")
+    return torch.stack(penalties).mean()
 
 
 def rate_regulariser(spikes: Iterable[Tensor], *, low: float = 0.0, high: float = 1.0) -> Tensor:

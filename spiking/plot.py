@@ -249,6 +249,42 @@ def firing_rates(rates: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     return ax
 
 
+def bands(
+    x: Sequence[float],
+    series: Mapping[str, Any],
+    ax: Axes | None = None,
+    *,
+    log: bool = False,
+    reference: float | None = None,
+) -> Axes:
+    """Draw repeated results over x: the mean as a line, what lies between the 5th and 95th percentile as a band.
+
+    `log` spreads x by its logarithm, a 0 among it too; `reference` is a dashed line.
+    Shapes: each of series [repeats, len(x)].
+    Errors: SpikingError if a series has another number of columns.
+
+    >>> ax = bands([1, 2, 3], {"pcm": [[0.9, 0.8, 0.7], [0.8, 0.7, 0.6]]})
+    >>> [round(float(v), 2) for v in ax.lines[0].get_ydata()]
+    [0.85, 0.75, 0.65]
+    """
+    ax = _axes(ax)
+    for colour, (name, values) in zip((BLUE, ORANGE, INK, GREY) * len(series), series.items()):
+        repeats = _array(values, "bands", 2).astype(np.float64)
+        if repeats.shape[1] != len(x):
+            raise SpikingError(f"bands: {name}: got {repeats.shape[1]} columns; expected {len(x)}, as x has.")
+        low, high = np.percentile(repeats, [5, 95], axis=0)
+        ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        ax.plot(x, repeats.mean(0), color=colour, marker="o", markersize=3.5, linewidth=1.4, label=name)
+    if reference is not None:
+        ax.axhline(reference, color=GREY, linestyle="--", linewidth=1.0)
+    positive = [v for v in x if v > 0]
+    if log and positive:
+        ax.set_xscale("symlog", linthresh=min(positive))
+    if series:
+        ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
 def _axes(ax: Axes | None, size: tuple[float, float] = (6.0, 3.5)) -> Axes:
     if ax is not None:
         return ax

@@ -89,6 +89,8 @@ class LayerTrace:
     int64 [N], spikes (neuron rows) or operand non-zeros (weight rows) of each element over the run; `syn_sample`,
     `updates_sample`, `spikes_sample` int64 [n_samples]. `dense` and `dense_padded` are per sample and step.
     `row_abs_w` float32 [inputs of one output, all groups]: Σ|w| over the outputs of each row of the weight matrix.
+    `row_siemens` float64, likewise: ΣG over the memory cells of each row, if the layer is on an array of them; then
+    `config["cell"]` has their name, volts and seconds of a read [low, nominal, high], seconds since writing and kelvin.
     `active_rows`: size of a block of such rows → (position, block) pairs with a non-zero operand over the run; `events`
     where each non-zero operand or spike was. Both only where `record` was asked for them.
     A "matmul" row is a product [.., M, K] × [.., K, N] of two activations: `levels` are those of the left operand,
@@ -127,6 +129,7 @@ class LayerTrace:
     updates_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     spikes_sample: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     row_abs_w: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
+    row_siemens: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     active_rows: dict[int, int] = field(default_factory=dict, repr=False)
     events: Events | None = field(default=None, repr=False)
 

@@ -36,6 +36,7 @@ __all__ = [
     "TensorBatches",
     "TrainConfig",
     "Trainer",
+    "milestones",
     "rate_objective",
     "seed_for",
 ]
@@ -164,6 +165,11 @@ def seed_for(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
+def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW on all parameters."""
+    return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=False)
+
+
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Linear warm-up, then half a cosine down to 0: a pure function of the step, so there is no schedule to save."""
     total, warm = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
@@ -171,11 +177,27 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return config.lr * rising * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
+def milestones(fractions: tuple[float, ...], factor: float) -> Callable[[TrainConfig, int, int], float]:
+    """A learning rate that is divided by `factor` after each of these fractions of the epochs, for `Trainer(schedule=…)`.
+
+    >>> falling = milestones((0.5, 0.75), factor=10)
+    >>> [falling(TrainConfig(epochs=4, lr=1.0), step, steps_per_epoch=1) for step in range(4)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
+
+    def rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+        passed = sum(step // steps_per_epoch >= int(fraction * config.epochs) for fraction in fractions)
+        return config.lr / factor**passed
+
+    return rate
+
+
 class Trainer:
     """Trains a model on batches of sequences.
 
     `objective(model, x, labels)` gives loss and scores; with `run_dir`, metrics.jsonl (one line an epoch) and
-    checkpoint.safetensors appear there, and `fit(…, resume=True)` continues.
+    checkpoint.safetensors appear there, and `fit(…, resume=True)` continues. `optimizer(model, config)` makes the optimizer;
+    a parameter group with an entry "lr_scale" learns at so many times the rate that `schedule(config, step, steps_per_epoch)` gives.
     Raises Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the checkpoint is written.
     Errors: SpikingError, naming layer and step, where an input, weight or loss stops being finite; where a checkpoint
     does not fit; where a device or precision is not to be had.
@@ -194,16 +216,17 @@ class Trainer:
         config: TrainConfig | None = None,
         run_dir: str | Path | None = None,
         display: Display | None = None,
+        optimizer: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer] = adamw,
+        schedule: Callable[[TrainConfig, int, int], float] = learning_rate,
     ) -> None:
         self.config = config or TrainConfig()
         self.objective = objective
+        self.schedule = schedule
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.display = display or open_display()
         self.accelerator = _accelerator(self.config, self.run_dir)
         self.model = model
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, fused=False
-        )
+        self.optimizer = optimizer(model, self.config)
         self._run, self._optimizer = self.accelerator.prepare(model, self.optimizer)
         self._average = _Average(model, self.config.ema_decay) if self.config.ema_decay else None
         self._rates = _Rates(model)
@@ -226,6 +249,8 @@ class Trainer:
         A resumed run may be given more epochs than it was started with: from where it stands, the learning rate then
         follows the longer half cosine.
         """
+        for data in (train,) if validation is None else (train, validation):
+            _check_batches("Trainer.fit", data)
         steps = self._steps_per_epoch(train)
         if resume:
             self._resume(len(train), steps)
@@ -255,6 +280,7 @@ class Trainer:
         """
         from accelerate.utils import gather_object
 
+        _check_batches("Trainer.evaluate", data)
         size, world, rank = self.config.batch_size, self.accelerator.num_processes, self.accelerator.process_index
         if not len(data):
             raise SpikingError("Trainer.evaluate: got no samples; expected at least one.")
@@ -311,7 +337,7 @@ class Trainer:
         place = self._position
         torch.manual_seed(seed_for(self.config.seed, 1, step, self.accelerator.process_index))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step, steps_per_epoch)
+            group["lr"] = self.schedule(self.config, step, steps_per_epoch) * group.get("lr_scale", 1.0)
         x, labels = self._to_device(train.batch(indices, place.epoch))
         self._check_input(f"Trainer: {self._where()}", x, indices)
         result = self.objective(self._run, x, labels)
@@ -489,10 +515,11 @@ class Trainer:
         self._position = place
 
     def _say_longer(self, epochs: int, step: int, steps: int) -> None:
-        old, new = (learning_rate(c, step, steps) for c in (replace(self.config, epochs=epochs), self.config))
+        old, new = (self.schedule(c, step, steps) for c in (replace(self.config, epochs=epochs), self.config))
+        shape = "longer half cosine" if self.schedule is learning_rate else "schedule of the longer run"
         self.display.message(
             f"epochs raised from {epochs} to {self.config.epochs}: from epoch {step // steps + 1} on the learning rate follows the "
-            f"longer half cosine ({old:.2g} becomes {new:.2g}), so the result is not that of a run started with so many."
+            f"{shape} ({old:.2g} becomes {new:.2g}), so the result is not that of a run started with so many."
         )
 
     def _scaler_state(self) -> dict[str, Any]:
@@ -593,6 +620,14 @@ class _Average:
     def load(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self.values[name].copy_(value)
+
+
+def _check_batches(where: str, data: object) -> None:
+    if not callable(getattr(data, "batch", None)):
+        raise SpikingError(
+            f"{where}: got {type(data).__name__}; expected samples with batch(indices, epoch), such as "
+            "TensorBatches(x, labels)."
+        )
 
 
 def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:

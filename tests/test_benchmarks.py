@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from spiking.benchmarks import event_cuda
-from spiking.benchmarks.cases import estimate, event_linear, lif
-from spiking.benchmarks.run import Row, run
+from spiking.benchmarks import density, event_cuda, training_step
+from spiking.benchmarks.cases import estimate, event_conv, event_linear, lif, train_conv, train_mlp
+from spiking.benchmarks.run import Row, draw, run
 
 from spiking import hw_models
 from spiking.errors import SpikingError
@@ -70,3 +70,68 @@ def test_the_cuda_rows_on_a_device():
     assert {row.what for row in rows} >= {event_cuda.DENSE, event_cuda.EVENT, event_cuda.FUSED}
     assert all(math.isfinite(row.median) for row in rows)
     assert len(event_linear.summary(rows)) == 4
+
+
+def _density_rows(case):
+    """Dense takes 8 ms whatever the density; the event-driven kernel 1 ms and 0.1 ms a spike."""
+    rows = []
+    for share in (0.1, 0.2):
+        group = density.group("3 × 4→5", share)
+        rows += [Row(case, "dense", [8e-3], None, group), Row(case, "event", [1e-3 + share / 100], "dense", group)]
+    rows += [Row(case, f"{n}", [1e-3 + n * 1e-4], None, "fit 3 × 4→5", f"{n} spikes") for n in (10, 20, 40)]
+    return rows
+
+
+def test_the_answers_over_densities():
+    rows, pair = _density_rows("c"), density.Pair("dense", "event")
+    assert density.speedups(rows, [pair], lambda shape, share: 3.4 if share == 0.1 else None) == [
+        "3 × 4→5, against dense: 10 %: 4.0× (target 3.4), 20 %: 2.7×"
+    ]
+    assert density.fits(rows) == ["3 × 4→5: 1e+03 µs + 1e+05 ns a spike from 1 to 30 %, R² = 1.0000 (target 0.98)"]
+
+
+@pytest.mark.parametrize(
+    ("dense", "auto", "said"),
+    [
+        (10e-3, 10.2e-3, "+200.0 µs (+2.0 %) beside dense, within the limit of 3 %"),
+        (10e-3, 10.4e-3, "+400.0 µs (+4.0 %) beside dense, OVER the limit of 3 %"),
+        (0.1e-3, 0.11e-3, "+10.0 µs (+10.0 %) beside dense, within the limit of 15 µs"),
+        (0.1e-3, 0.12e-3, "+20.0 µs (+20.0 %) beside dense, OVER the limit of 15 µs"),
+    ],
+)
+def test_what_choosing_may_cost(dense, auto, said):
+    rows = [Row("c", "dense", [dense], None, "worst case 1"), Row("c", "auto", [auto], "dense", "worst case 1")]
+    assert density.overheads(rows) == [f"worst case 1: auto takes {said}"]
+
+
+def test_figures_are_drawn_for_cases_that_have_one(tmp_path):
+    names = {"dense": event_conv.DENSE, "event": event_conv.EVENT}
+    rows = [
+        Row(row.case, names.get(row.what, row.what), row.seconds, row.reference, row.group, row.note)
+        for row in _density_rows(event_conv.NAME)
+    ]
+    made = draw([*rows, Row("lif", "spiking", [1.0])], str(tmp_path / "new"))
+    assert [path.rsplit("/", 1)[1] for path in made] == ["event_conv.png", "event_conv.svg"]
+    assert "3 × 4→5" in "".join(event_conv.figure(rows).axes[0].get_legend_handles_labels()[1])
+    assert (tmp_path / "new" / "event_conv.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("case", [train_mlp, train_conv], ids=lambda case: case.NAME)
+def test_a_training_step_is_compared_with_ourselves_where_no_peer_is(case, monkeypatch):
+    monkeypatch.setattr(training_step.peers, "installed", dict)
+    monkeypatch.setattr(training_step.Contest, "peak_megabytes", lambda self, name, quick: 1.0)
+    rows = list(case.rows(True, "cpu"))
+    assert {row.what for row in rows} == {training_step.OURS, training_step.DENSE}
+    for row in rows:
+        assert "0e+00 from ours" in row.note or "e-1" in row.note  # 20 losses in float64, equal to rounding
+    assert len(case.summary(rows)) == len({row.group for row in rows})
+
+
+def test_training_steps_against_peers_and_their_memory():
+    times = {training_step.OURS: (1.0, 40), training_step.DENSE: (2.0, 70), "snntorch": (5.0, 90), "sinabs": (4.0, 120)}
+    rows = [Row("c", what, [s], None, "g", f"x; peak {peak} MB") for what, (s, peak) in times.items()]
+    assert training_step.summary(rows, 2.0) == [
+        "g: against the same network with dense products: 2.0×",
+        "g: against the fastest peer (sinabs): 4.0× (target 2×)",
+        "g: peak memory 40.0 MB, 0.44 of the leanest peer's (snntorch; target 0.50)",
+    ]

@@ -98,3 +98,23 @@ def test_train_nmnist_has_the_commands_result(monkeypatch, capsys, tmp_path):
     )
     accuracy = json.loads(found.stdout)["accuracy"]
     assert f"{accuracy['hits']} of {accuracy['n']}" in out
+
+
+def test_iir_mnist_shows_three_ways_to_one_step(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "iir_mnist.py", "--quick")
+    assert out.startswith("DIGITS 8×8 (not MNIST): 1293 images to train, 360 to test; 1 seeds")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[:2] for row in rows if row[0] in ("short", "published", "direct")] == [
+        ["short", "1"],
+        *(["published", str(steps)] for steps in (5, 4, 3, 2, 1)),
+        ["direct", "1"],
+    ]
+    assert float(rows[0][2]) > 85
+    assert (tmp_path / "runs/iir_mnist/seed0/accuracy_energy.png").is_file()
+
+
+def test_iir_cifar10_smokes(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "iir_cifar10.py", "--smoke")
+    assert out.startswith("MADE-UP images")
+    assert "published, T=1: " in out
+    assert "report: " in out

@@ -82,3 +82,27 @@ def test_rate_regulariser_is_zero_inside_and_pushes_from_both_sides():
 def test_refusals_name_the_culprit(call, message):
     with pytest.raises(SpikingError, match=message):
         call()
+
+
+def test_membrane_regulariser_is_zero_at_rest_and_at_the_threshold():
+    h = torch.tensor([[[0.0, 1.0, 0.25, 0.75, -0.5, 1.5]]], requires_grad=True)
+    value = loss.membrane_regulariser([h])
+    assert_close(value, torch.tensor((0.25**2 * 2 + 0.5**2 * 2) / 6))
+    value.backward()
+    assert h.grad.sign().flatten().tolist() == [0.0, 0.0, 1.0, -1.0, -1.0, 1.0]
+
+
+def test_tet_is_cross_entropy_at_every_step_and_a_pull():
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(2))
+    expected = torch.stack([tf.cross_entropy(step, LABELS) for step in logits]).mean()
+    assert_close(loss.tet(logits, LABELS, mix=0.0), expected)
+    assert_close(loss.tet(logits, LABELS, mix=1.0, target=0.5), ((logits - 0.5) ** 2).mean())
+
+
+def test_losses_of_few_steps_refuse():
+    with pytest.raises(SpikingError, match=r"loss\.tet\.mix: got 2"):
+        loss.tet(torch.zeros(2, 3, 4), LABELS, mix=2)
+    with pytest.raises(SpikingError, match=r"loss\.tet\.labels: got shape"):
+        loss.tet(torch.zeros(2, 3, 4), LABELS[:2])
+    with pytest.raises(SpikingError, match="membrane_regulariser: got no membranes"):
+        loss.membrane_regulariser([])

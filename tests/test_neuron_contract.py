@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import spiking
-from spiking import IF, LIF, AdaptiveLIF, CuBaLIF, ParametricLIF, Recurrent
+from spiking import IF, LIF, AdaptiveLIF, CuBaLIF, MultiLevelLIF, ParametricLIF, Recurrent
 from spiking.surrogate import Triangle
 
 FEATURES = 3
@@ -29,6 +29,8 @@ CASES = [
     pytest.param(
         lambda: LIF(normalize=True, tie="gt", detach_reset=True, surrogate=Triangle(scale=0.3)), id="LIF-normalize"
     ),
+    pytest.param(lambda: MultiLevelLIF(1, beta=0.9, learn_threshold=True), id="MultiLevelLIF-linear"),
+    pytest.param(lambda: MultiLevelLIF(1, "octave", beta=0.9, learn_beta=True), id="MultiLevelLIF-octave"),
     pytest.param(lambda: IF(), id="IF"),
     pytest.param(lambda: ParametricLIF(decay_input=True), id="ParametricLIF"),
     pytest.param(lambda: CuBaLIF(learn_beta_syn=True), id="CuBaLIF"),

@@ -679,7 +679,7 @@ def test_provenance_and_recordings_come_back(saved):
 def test_files_follow_the_schema(saved):
     with h5py.File(saved[0]) as file:
         assert dict(file.attrs)["format"] == "spiking-trace"
-        assert (file.attrs["schema"], file.attrs["mode"], bool(file.attrs["complete"])) == ("1.1", "summary", True)
+        assert (file.attrs["schema"], file.attrs["mode"], bool(file.attrs["complete"])) == ("1.2", "summary", True)
         assert file["graph/edges"][()].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [6, 7]]
         conv = file["layers/0003"]
         assert (conv.attrs["operand_class"], conv.attrs["operand_scale"]) == ("graded", 0.25)
@@ -735,7 +735,7 @@ def test_foreign_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("schema", "2.0", r"got trace schema 2\.0; this version reads 1\.1"),
+        ("schema", "2.0", r"got trace schema 2\.0; this version reads 1\.2"),
         ("complete", False, "the trace is incomplete"),
     ],
 )
@@ -749,7 +749,7 @@ def test_newer_and_incomplete_files_are_refused(saved, attribute, value, message
 def test_a_newer_minor_version_is_read(saved):
     with h5py.File(saved[0], "a") as file:
         file.attrs["schema"] = "1.7"
-    with pytest.warns(UserWarning, match=r"got trace schema 1\.7; this version knows 1\.1 and reads what it knows"):
+    with pytest.warns(UserWarning, match=r"got trace schema 1\.7; this version knows 1\.2 and reads what it knows"):
         assert EventTrace.load(saved[0]).n_samples == 2
 
 

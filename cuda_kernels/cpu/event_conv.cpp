@@ -1,5 +1,5 @@
-// Convolution from the spikes of its input, its weight gradient likewise, and the input gradient (dense); optionally with average pooling
-// and the moments that batch normalisation needs, in which case the full output is never written, neither way.
+// Convolution from the spikes of its input, its weight gradient likewise, and the input gradient (dense); optionally with maximum pooling,
+// or average pooling and the moments that batch normalisation needs, in which case the full output is never written, neither way.
 // Compiled once per instruction set (SPIKING_LEVEL), like neuron.cpp. Forward sums have a fixed order and one rounding an operation, so
 // that they are the same on every machine and for every number of threads.
 #define SPIKING_GLUE_(a, b) a##b
@@ -23,6 +23,11 @@ constexpr i64 LANES = 16;
 
 template <class T> struct VectorOf { typedef T type __attribute__((vector_size(LANES * sizeof(T)))); };
 template <class T> using Vector = typename VectorOf<T>::type;
+// Places of a vector's lanes: whole numbers as wide as T, and as bytes.
+template <class T> struct PlacesOf { typedef int type __attribute__((vector_size(LANES * sizeof(int)))); };
+template <> struct PlacesOf<double> { typedef long long type __attribute__((vector_size(LANES * sizeof(long long)))); };
+template <class T> using Places = typename PlacesOf<T>::type;
+typedef unsigned char Bytes __attribute__((vector_size(LANES)));
 
 // Vectors of 16 that a loop may keep in registers beside one or two operands.
 #if defined(__AVX512F__)
@@ -291,6 +296,9 @@ bool mask_picture(const ConvCall& p, Picture at, u32* masks, u32* row) {
 
 template <class IO>
 i64 count_all(const ConvCall& p) {
+    const IO* x = static_cast<const IO*>(p.x);
+    const i64 all = p.s.images * p.s.inputs * pixels_of(p.s);
+    if (looks_busy(all / 64, double(all), p.limit, [&](i64 at) { return spike_word(x + at * 64); })) return -1;
     const i64 items = pixels_of(p.s) * chunks_of(p.s);
     i64 total = 0;
     int other = 0;
@@ -352,14 +360,14 @@ Scratch<T> scratch_of(const ConvCall& p, int thread) {
         return here;
     };
     const i64 start = take(width, sizeof(T)), sums = take((spreads(s) ? tile_rows(s, sizeof(T)) : 1) * s.out_width * width, sizeof(T)), buffer = take(row, sizeof(T));
-    const i64 pooled = take(p.window ? (s.out_width / p.window + 1) * width : 0, sizeof(T));
+    const i64 pooled = take(p.window ? 2 * (s.out_width / p.window + 1) * width : 0, sizeof(T));
     const i64 grads = take(backward ? s.out_height * grads_width(s) * width : 0, sizeof(T));
     const i64 grad_x = take(p.back_weights ? s.height * grad_x_items(s) : 0, sizeof(T));
     const i64 entries = take(most + LIST_SLACK, sizeof(u32)), starts = take(pixels + 1, sizeof(u32)), entry_values = take(p.ones ? 0 : most, sizeof(T));
     const i64 values = take(p.ones ? 0 : listed, sizeof(T)), picked_values = take(backward ? pixels : 0, sizeof(T));
     const i64 list = take(listed, sizeof(u32)), picked = take(backward ? pixels : 0, sizeof(u32));
     const i64 columns = take(s.width, sizeof(Column)), place = take(backward ? 2 * pixels : 0, sizeof(u32)), counts = take(backward ? inputs_of(s) : 0, sizeof(i64));
-    parts.bytes = larger(at, rounded_up(pixels * i64(sizeof(u32)), 64));
+    parts.bytes = at;
     if (!p.scratch) return parts;
     char* base = static_cast<char*>(p.scratch) + thread * parts.bytes;
     const auto items = [&](i64 offset) { return reinterpret_cast<T*>(base + offset); };
@@ -603,6 +611,60 @@ void add_windows(const T* sums, i64 columns, i64 window, i64 width, T* pooled) {
         }
 }
 
+// pooled [columns, width] and their places, from row `within` of the windows; a NaN is larger than any number.
+template <class T>
+void take_largest(const T* sums, i64 columns, i64 window, i64 within, i64 width, T* pooled, T* places) {
+    for (i64 j = 0; j < columns; ++j)
+        for (i64 c = 0; c < width; c += LANES) {
+            Vector<T> best = load(within ? pooled + j * width + c : sums + j * window * width + c);
+            Places<T> place = {};
+            if (within) __builtin_memcpy(&place, places + j * width + c, sizeof(place));
+            for (i64 k = within ? 0 : 1; k < window; ++k) {
+                const Vector<T> v = load(sums + (j * window + k) * width + c);
+                const auto larger_one = (v > best) | (v != v);
+                best = larger_one ? v : best;
+                place = larger_one ? Places<T>{} + int(within * window + k) : place;
+            }
+            store(pooled + j * width + c, best);
+            __builtin_memcpy(places + j * width + c, &place, sizeof(place));
+        }
+}
+
+// Where the places of one row of windows begin, [columns, outputs of a group].
+SPIKING_FN unsigned char* places_at(const ConvCall& p, i64 picture, i64 row) {
+    const i64 rows = p.s.out_height / p.window, columns = p.s.out_width / p.window;
+    return p.places + (picture * rows + row) * columns * outputs_of(p.s);
+}
+
+template <class IO>
+void forward_largest(const ConvCall& p) {
+    using T = typename StateOf<IO>::type;
+    const ConvShape& s = p.s;
+    const i64 pictures = pictures_of(s), rows = s.out_height / p.window, columns = s.out_width / p.window, outputs = outputs_of(s);
+    const Gathers<T> gathers(p.ones);
+    shared_out(blocks_of(s) * pictures, p.threads, [&](i64 unit, int thread) {
+        const Block block = block_of(s, unit / pictures);
+        const i64 picture = unit % pictures, width = block.width;
+        const Scratch<T> own = scratch_of<T>(p, thread);
+        const Picture at = picture_of(s, picture);
+        T* places = own.pooled + columns * width;
+        conv_rows<IO>(p, picture, block, gathers, own, 0, rows * p.window, [&](i64 row, T* sums) {
+            take_largest(sums, columns, p.window, row % p.window, width, own.pooled, places);
+            if ((row + 1) % p.window) return;
+            store_pixels<IO>(own.pooled, columns, width, block.used, p.pooled, p.y_last, at.image, s.outputs, at.group * outputs + block.first, rows,
+                             row / p.window, own.buffer);
+            unsigned char* to = places_at(p, picture, row / p.window) + block.first;
+            for (i64 j = 0; j < columns; ++j)
+                for (i64 c = 0; c < block.used; c += LANES) {
+                    Places<T> wide;
+                    __builtin_memcpy(&wide, places + j * width + c, sizeof(wide));
+                    const Bytes narrow_ones = __builtin_convertvector(wide, Bytes);
+                    __builtin_memcpy(to + j * outputs + c, &narrow_ones, u64(smaller(LANES, block.used - c)));
+                }
+        });
+    });
+}
+
 template <class IO>
 void forward_pooled(const ConvCall& p) {
     using T = typename StateOf<IO>::type;
@@ -634,6 +696,32 @@ void forward_pooled(const ConvCall& p) {
 
 // --- backward ---------------------------------------------------------------------------------------------------------------------
 
+// The gradient of one picture and block where each window's goes to its largest number.
+template <class IO, class T>
+void spread_largest(const ConvCall& p, i64 picture, const Block& block, const Scratch<T>& own) {
+    const ConvShape& s = p.s;
+    const Picture at = picture_of(s, picture);
+    const i64 rows = s.out_height / p.window, columns = s.out_width / p.window, width = block.width, outputs = outputs_of(s);
+    const i64 step = grads_width(s) * width, channel = at.group * outputs + block.first;
+    for (i64 row = 0; row < s.out_height; ++row)
+        for (i64 k = 0; k < s.out_width * width; ++k) own.grads[row * step + left_of(s) * width + k] = T(0);
+    for (i64 row = 0; row < rows; ++row) {
+        load_pixels<IO>(p.grad_pooled, p.y_last, at.image, s.outputs, channel, rows, row, columns, width, block.used, own.pooled, own.buffer);
+        const unsigned char* places = places_at(p, picture, row) + block.first;
+        for (i64 j = 0; j < columns; ++j)
+            for (i64 c = 0; c < block.used; c += LANES) {
+                Bytes narrow_ones = {};
+                __builtin_memcpy(&narrow_ones, places + j * outputs + c, u64(smaller(LANES, block.used - c)));
+                const Places<T> place = __builtin_convertvector(narrow_ones, Places<T>);
+                const Vector<T> g = load(own.pooled + j * width + c), none = {};
+                for (i64 r = 0; r < p.window; ++r) {
+                    T* to = own.grads + (row * p.window + r) * step + (left_of(s) + j * p.window) * width + c;
+                    for (i64 k = 0; k < p.window; ++k) store(to + k * width, place == Places<T>{} + int(r * p.window + k) ? g : none);
+                }
+            }
+    }
+}
+
 // The gradient of one picture and block as pixels [out_height, grads_width, block.width], zeros on both sides of each row.
 template <class IO, class T>
 void load_grads(const ConvCall& p, i64 picture, const Block& block, const Gathers<T>& gathers, const Scratch<T>& own) {
@@ -649,6 +737,7 @@ void load_grads(const ConvCall& p, i64 picture, const Block& block, const Gather
                             to + left * width, own.buffer);
     }
     if (p.grad_y) return;
+    if (p.places) return spread_largest<IO>(p, picture, block, own);
     // dL/dy = dL/dsum + 2·y·dL/dsquare + dL/dpooled / window²
     const i64 rows = s.out_height / p.window, columns = s.out_width / p.window;
     const T share = T(1) / T(p.window * p.window);
@@ -995,7 +1084,8 @@ void unpack(const ConvWeights& p) { with_dtype(p.dtype, [&](auto of) { unpack_al
 long long count(const ConvCall& p) { return with_dtype(p.dtype, [&](auto of) { return count_all<decltype(of)>(p); }); }
 void forward(const ConvCall& p) {
     with_dtype(p.dtype, [&](auto of) {
-        if (p.window) forward_pooled<decltype(of)>(p);
+        if (p.places) forward_largest<decltype(of)>(p);
+        else if (p.window) forward_pooled<decltype(of)>(p);
         else forward_rows<decltype(of)>(p);
     });
 }

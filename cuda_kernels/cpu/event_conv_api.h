@@ -23,12 +23,13 @@ struct ConvCall {
     const void* weights;           // in blocks
     const void* bias;              // [outputs] or null
     void* y;                       // [images, outputs, out_height, out_width]
-    // Averages of windows and moments instead of y.
+    // Windows instead of y: the largest and its place where there are places, else averages, and moments.
     long long window;
     void* pooled;                  // [images, outputs, out_height / window, out_width / window]
+    unsigned char* places;         // [pictures, out_height / window, out_width / window, outputs / groups]: row·window + column, of the first
     double* moments;               // [threads, 2, outputs], zeroed
     // Backward.
-    const void* grad_y;            // null: grad_pooled and grad_moments, and y is computed again
+    const void* grad_y;            // null: grad_pooled, with places or with grad_moments, for which y is computed again
     const void* grad_pooled;
     const double* grad_moments;    // [2, outputs]
     void* grad_weights;            // [teams, the size of weights], zeroed; null: not wanted

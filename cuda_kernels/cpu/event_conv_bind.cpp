@@ -81,26 +81,28 @@ long long conv_count(const Shape& shape, const std::vector<int>& flags, const Ad
     return table.count(p);
 }
 
-// outputs: y, or pooled and moments.
-void conv_forward(const Shape& shape, const std::vector<int>& flags, const Addresses& spikes, uintptr_t weights, uintptr_t bias, uintptr_t y,
-                  uintptr_t pooled, uintptr_t moments) {
+// outputs: y, or pooled and moments, or pooled and places.
+void conv_forward(const Shape& shape, const std::vector<int>& flags, const Addresses& spikes, uintptr_t weights, uintptr_t bias,
+                  const Addresses& outputs) {
+    if (outputs.size() != 4) throw std::invalid_argument("convolution: 4 addresses of outputs expected");
     ConvCall p = call_of(shape, flags);
     spikes_of(p, spikes);
-    p.weights = pointer<const void>(weights), p.bias = pointer<const void>(bias), p.y = pointer<void>(y);
-    p.pooled = pointer<void>(pooled), p.moments = pointer<double>(moments);
+    p.weights = pointer<const void>(weights), p.bias = pointer<const void>(bias), p.y = pointer<void>(outputs[0]);
+    p.pooled = pointer<void>(outputs[1]), p.moments = pointer<double>(outputs[2]), p.places = pointer<unsigned char>(outputs[3]);
     const ConvTable& table = conv_table();
     nb::gil_scoped_release release;
     table.forward(p);
 }
 
-// weights: blocks, bias, back weights. grads: of y, of pooled, of moments. outputs: grad_weights, grad_bias, grad_x.
+// weights: blocks, bias, back weights. grads: of y, of pooled, of moments, and places. outputs: grad_weights, grad_bias, grad_x.
 void conv_backward(const Shape& shape, const std::vector<int>& flags, const Addresses& spikes, const Addresses& weights,
                    const Addresses& grads, const Addresses& outputs) {
-    if (weights.size() != 3 || grads.size() != 3 || outputs.size() != 3) throw std::invalid_argument("convolution: three addresses each expected");
+    if (weights.size() != 3 || grads.size() != 4 || outputs.size() != 3) throw std::invalid_argument("convolution: 3, 4 and 3 addresses expected");
     ConvCall p = call_of(shape, flags);
     spikes_of(p, spikes);
     p.weights = pointer<const void>(weights[0]), p.bias = pointer<const void>(weights[1]), p.back_weights = pointer<const void>(weights[2]);
     p.grad_y = pointer<const void>(grads[0]), p.grad_pooled = pointer<const void>(grads[1]), p.grad_moments = pointer<const double>(grads[2]);
+    p.places = pointer<unsigned char>(grads[3]);
     p.grad_weights = pointer<void>(outputs[0]), p.grad_bias = pointer<void>(outputs[1]), p.grad_x = pointer<void>(outputs[2]);
     const ConvTable& table = conv_table();
     nb::gil_scoped_release release;

@@ -43,35 +43,29 @@ void shared_out(i64 items, int threads, const Body& body) {
 
 // --- lists ------------------------------------------------------------------------------------------------------------------------
 
-constexpr i64 PROBES = 32;
-
-// Whether a few words, scattered over x, already say that it holds more spikes than the limit: then it is not read to find out.
-template <class W>
-bool looks_busy(const EventCall& p) {
-    const i64 whole = p.inputs / 64, words = whole * p.rows, step = words / PROBES;
-    if (step < 8) return false;
-    i64 found = 0;
-    for (i64 i = 0; i < PROBES; ++i) {
-        const i64 at = i * step + i * 7919 % step;
-        found += __builtin_popcountll(spike_word(static_cast<const W*>(p.x) + at / whole * p.x_stride + at % whole * 64).active);
-    }
-    return double(found) / double(PROBES * 64) * double(p.rows) * double(p.inputs) > double(p.limit);
-}
-
 template <class W>
 i64 count_rows(const EventCall& p) {
-    const i64 words = (p.inputs + 63) / 64;
-    if (looks_busy<W>(p)) return -1;
+    const i64 words = (p.inputs + 63) / 64, whole = p.inputs / 64;
+    const W* x = static_cast<const W*>(p.x);
+    const auto word = [&](i64 at) { return spike_word(x + at / whole * p.x_stride + at % whole * 64); };
+    if (looks_busy(whole * p.rows, double(p.rows) * double(p.inputs), p.limit, word)) return -1;
     i64 total = 0;
     int other = 0;
     shared_out(p.rows, p.threads, [&](i64 first, i64 last) {
         for (i64 r = first; r < last; ++r) {
             if (__atomic_load_n(&total, __ATOMIC_RELAXED) > p.limit) return;
-            const Spikes spikes = pack_nonzeros(static_cast<const W*>(p.x) + r * p.x_stride, p.inputs, p.bits + r * words);
+            const Spikes spikes = pack_nonzeros(x + r * p.x_stride, p.inputs, p.bits + r * words);
             p.counts[r] = spikes.count;
             if (!spikes.ones) __atomic_store_n(&other, 1, __ATOMIC_RELAXED);
             __atomic_fetch_add(&total, spikes.count, __ATOMIC_RELAXED);
         }
+        if (!p.per_input) return;
+#ifdef _OPENMP
+        int* per_input = p.per_input + (p.threads > 1 ? omp_get_thread_num() : 0) * p.inputs;
+#else
+        int* per_input = p.per_input;
+#endif
+        for (i64 r = first; r < last; r += 255) add_columns(p.bits + r * words, smaller(255, last - r), p.inputs, per_input);
     });
     return total > p.limit ? -1 : total * 2 + (other ? 0 : 1);
 }

@@ -9,6 +9,7 @@ struct EventCall {
     long long x_stride;
     unsigned long long* bits;      // [rows, words]
     long long* counts;             // [rows]: spikes of each row
+    int* per_input;                // [threads, inputs], zeroed: spikes of each input over the rows; null: nobody wants to know
     long long limit;               // more spikes than this: stop counting, return -1
     const long long* offsets;      // [rows + 1]: where each row's list begins
     unsigned int* lists;           // indices of the spikes, row after row (room for 16 more)

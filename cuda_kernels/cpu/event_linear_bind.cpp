@@ -42,26 +42,35 @@ Scratch& scratch() {
 
 Size words_of(Size n) { return (n + 63) / 64; }
 
-const Size* running_sum(Scratch& s, Size n) {
+const Size* running_sum(Scratch& s, const Size* counts, Size n) {
     Size* offsets = Scratch::room(s.offsets, n + 1);
     Size total = 0;
-    for (Size i = 0; i < n; ++i) offsets[i] = total, total += s.counts[size_t(i)];
+    for (Size i = 0; i < n; ++i) offsets[i] = total, total += counts[i];
     offsets[n] = total;
     return offsets;
 }
 
 int enough_threads(Size sums, int threads) { return sums < WORTH_A_THREAD ? 1 : threads; }
 
+// Where to leave the spikes of each row [rows] and of each input [threads, inputs], zeroed; 0: nobody wants to know.
+struct Tally { uintptr_t per_row, per_input; };
+
+void tallied(EventCall& p, Scratch& s, Tally to) {
+    p.counts = to.per_row ? pointer<Size>(to.per_row) : Scratch::room(s.counts, p.rows);
+    p.per_input = pointer<int>(to.per_input);
+}
+
 // bits: where to leave the spikes as bits [rows, words]; 0: they are not wanted.
-Size event_count(uintptr_t x, Size x_stride, uintptr_t bits, Size limit, Size rows, Size inputs, int dtype, int threads) {
+Size event_count(uintptr_t x, Size x_stride, uintptr_t bits, Size limit, Size rows, Size inputs, int dtype, int threads, uintptr_t per_row,
+                 uintptr_t per_input) {
     EventCall p{};
     const EventTable& table = event_table();
     nb::gil_scoped_release release;
     Scratch& s = scratch();
     p.x = pointer<const void>(x), p.x_stride = x_stride, p.limit = limit;
     p.bits = bits ? pointer<unsigned long long>(bits) : Scratch::room(s.bits, rows * words_of(inputs));
-    p.counts = Scratch::room(s.counts, rows);
     p.rows = rows, p.inputs = inputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
+    tallied(p, s, {per_row, per_input});
     const Size found = table.count(p);
     s.trim();
     return found;
@@ -70,15 +79,15 @@ Size event_count(uintptr_t x, Size x_stride, uintptr_t bits, Size limit, Size ro
 // Counts, and where there are at most `limit` spikes, computes y; the return value is that of `count`.
 // given: the bits are already there, and x is 0 where all spikes are 1.
 Size event_forward(uintptr_t x, Size x_stride, uintptr_t bits, bool given, Size limit, uintptr_t panels, uintptr_t bias, uintptr_t y,
-                   Size rows, Size inputs, Size outputs, int dtype, int threads) {
+                   Size rows, Size inputs, Size outputs, int dtype, int threads, uintptr_t per_row, uintptr_t per_input) {
     EventCall p{};
     const EventTable& table = event_table();
     nb::gil_scoped_release release;
     Scratch& s = scratch();
     p.x = pointer<const void>(x), p.x_stride = x_stride, p.limit = limit;
     p.bits = bits ? pointer<unsigned long long>(bits) : Scratch::room(s.bits, rows * words_of(inputs));
-    p.counts = Scratch::room(s.counts, rows);
     p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
+    tallied(p, s, {per_row, per_input});
     Size found;
     if (given) {
         found = 0;
@@ -93,7 +102,7 @@ Size event_forward(uintptr_t x, Size x_stride, uintptr_t bits, bool given, Size 
         if (found < 0) return found;
         if (found & 1) p.x = nullptr;
     }
-    p.offsets = running_sum(s, rows);
+    p.offsets = running_sum(s, p.counts, rows);
     p.lists = Scratch::room(s.lists, found / 2 + SLACK);
     table.list(p);
     p.panels = pointer<const void>(panels), p.bias = pointer<const void>(bias), p.y = pointer<void>(y);
@@ -154,7 +163,7 @@ void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, ui
     p.panels = pointer<const void>(panels), p.grad_weight = pointer<void>(grad_weight);
     p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
     table.turn(p);
-    p.offsets = running_sum(s, inputs);
+    p.offsets = running_sum(s, p.counts, inputs);
     p.lists = Scratch::room(s.lists, p.offsets[inputs] + SLACK);
     table.turned_list(p);
     p.threads = enough_threads(inputs * outputs, threads);

@@ -8,6 +8,7 @@
 #include "neuron_api.h"
 #include "saved.h"
 #include "strip.h"
+#include "tally.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -283,7 +284,7 @@ bool streams(const NeuronCall& p) {
 template <Kind kind, Flags flags, class IO>
 bool in_strips(const NeuronCall& p) {
     (void)p;
-    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1 && !p.drive;
+    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1 && !p.drive && !p.tally;
     return false;
 }
 
@@ -343,7 +344,7 @@ void backward_strips(const NeuronCall& p, i64 first, i64 n, const float* flat, f
 }
 
 template <Kind kind, Reset reset, Flags flags, class IO>
-void forward_block(const NeuronCall& p, i64 first, i64 n) {
+void forward_block(const NeuronCall& p, i64 first, i64 n, int thread) {
     using T = typename StateOf<IO>::type;
     alignas(64) T beta[BLOCK], threshold[BLOCK], beta_syn[BLOCK], v[BLOCK], e[BLOCK], c[BLOCK], xb[BLOCK], sb[BLOCK], hb[BLOCK];
     const Rule<T> rule = rule_of<T>(p);
@@ -363,6 +364,9 @@ void forward_block(const NeuronCall& p, i64 first, i64 n) {
         return;
     }
     const bool stream = streams<IO>(p);
+    const Tally tally = p.tally ? tally_of(p, thread) : Tally{};
+    int hits[BLOCK];
+    if (p.tally) fill(hits, n, 0);
     for (i64 t = 0; t < p.T; ++t) {
         const i64 at = t * p.N + first;
         if (p.save == 3 && t > 0 && t % CHUNK == 0) store_state(static_cast<T*>(p.saved) + (t / CHUNK - 1) * n_states * p.N + first);
@@ -375,11 +379,16 @@ void forward_block(const NeuronCall& p, i64 first, i64 n) {
         T* s = direct && !stream ? reinterpret_cast<T*>(out) : sb;
         T* h = p.save == 1 && !stream ? static_cast<T*>(p.saved) + at : hb;
         step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n, next, sizeof(IO));
+        if (p.tally) {
+            tally_row(p, tally, t, first, n, x, s, hits);
+            if (p.drive) tally_windows<IO>(p, tally, t, first, n);
+        }
         if (s == sb) store_row(sb, out, n, stream);
         if (p.save == 1 && stream) store_row(hb, static_cast<T*>(p.saved) + at, n, true);
         if (p.save == 2) encode_row(h, threshold, rule, static_cast<u16*>(p.saved) + at, n);
     }
     store_state(static_cast<T*>(p.state1) + first);
+    if (p.tally) tally_neurons(p, tally, first, n, hits);
     if (stream) stream_end();
 }
 
@@ -560,7 +569,7 @@ void over_blocks(const NeuronCall& p, i64 largest, const Body& body) {
 template <Kind kind, Reset reset, Flags flags, class IO>
 void run(const NeuronCall& p, bool backward) {
     if (!backward) {
-        over_blocks(p, BLOCK, [&](i64 first, i64 n, int) { forward_block<kind, reset, flags, IO>(p, first, n); });
+        over_blocks(p, BLOCK, [&](i64 first, i64 n, int thread) { forward_block<kind, reset, flags, IO>(p, first, n, thread); });
         return;
     }
     const i64 largest = p.save == 3 ? RECOMPUTE_BLOCK : BLOCK;

@@ -10,8 +10,18 @@ struct DriveCall {
     double* grad_affine;       // [threads, 2, channels], zeroed by the caller: of scale and shift
 };
 
+// What a recording wants to know of a forward call, counted while the numbers are in the caches. Each thread has counters of its own,
+// zeroed by the caller: [threads, stride], stride = 3·T·samples + features + 1.
+//   [T, samples] neurons whose current is not zero; [T, samples] spikes; [T, samples] numbers in the windows of a drive that are not
+//   zero; [features] spikes of each neuron; 1 where an output is neither 0 nor 1
+struct TallyCall {
+    long long features;        // neurons of one sample
+    int* counts;
+};
+
 struct NeuronCall {
     const DriveCall* drive;    // null: x is the input of the neurons, [T, N]
+    const TallyCall* tally;    // forward; null: nobody wants to know
     // Forward: x [T, N] in `dtype`; everything else in the state's type (double for float64, else float).
     const void* x;
     void* s;                   // [T, N] in `dtype`

@@ -46,10 +46,12 @@ const DriveCall* drive_of(const Drive& v, DriveCall& d) {
 
 void neuron_forward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t s, uintptr_t state1, uintptr_t saved, long long T,
                     long long N, long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers,
-                    int threads, const Drive& drive) {
+                    int threads, const Drive& drive, long long features, uintptr_t tally) {
     NeuronCall p = call_of(x, state0, params, saved, {T, N, C, inner}, rule, numbers, threads);
     DriveCall d{};
     p.drive = drive_of(drive, d);
+    const TallyCall counts{features, pointer<int>(tally)};
+    p.tally = tally ? &counts : nullptr;
     p.s = pointer<void>(s), p.state1 = pointer<void>(state1);
     const KernelTable& table = neuron_table();
     nb::gil_scoped_release release;
@@ -75,6 +77,6 @@ void neuron_backward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t 
 
 void bind_neuron(nb::module_& m) {
     m.attr("CHUNK") = CHUNK;
-    m.def("neuron_forward", &neuron_forward);  // drive: [] where x is the input itself
+    m.def("neuron_forward", &neuron_forward);  // drive: [] where x is the input itself; tally: 0 where nothing is counted
     m.def("neuron_backward", &neuron_backward);
 }

@@ -109,6 +109,18 @@ SPIKING_FN SpikeWord spike_word(const f16* at) { return spike_word_16(&at->raw, 
 // The last, cut word of a row; what lies beyond n is silent.
 template <class T>
 SPIKING_FN SpikeWord spike_word_cut(const T* at, i64 n) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    if constexpr (sizeof(T) == 4) {
+        u64 active = 0, ones = 0;
+        for (i64 k = 0; k < n; k += 16) {
+            const __mmask16 there = n - k >= 16 ? __mmask16(0xffff) : __mmask16((1u << (n - k)) - 1u);
+            const __m512 v = _mm512_maskz_loadu_ps(there, at + k);
+            active |= u64(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ)) << k;
+            ones |= u64(_mm512_cmp_ps_mask(v, _mm512_set1_ps(1.0f), _CMP_EQ_OQ)) << k;
+        }
+        return {active, ones};
+    }
+#endif
     T whole[64] = {};
     __builtin_memcpy(whole, at, u64(n) * sizeof(T));
     return spike_word(whole);
@@ -193,11 +205,41 @@ SPIKING_FN i64 expand_bits(const u64* words, i64 n, u32* out) {
     return i64(out - start);
 }
 
+// counts [n] += how often each bit is set in rows of words [rows, (n + 63) / 64], for at most 255 rows.
+SPIKING_FN void add_columns(const u64* words, i64 rows, i64 n, int* counts) {
+    const i64 wide = (n + 63) / 64;
+    for (i64 w = 0; w < wide; ++w) {
+        const i64 used = n - 64 * w < 64 ? n - 64 * w : 64;
+        alignas(64) unsigned char found[64] = {};
+#if defined(__AVX512BW__)
+        __m512i sums = _mm512_setzero_si512();
+        for (i64 r = 0; r < rows; ++r) sums = _mm512_mask_add_epi8(sums, words[r * wide + w], sums, _mm512_set1_epi8(1));
+        _mm512_store_si512(found, sums);
+#else
+        for (i64 r = 0; r < rows; ++r)
+            for (u64 word = words[r * wide + w]; word; word &= word - 1) ++found[__builtin_ctzll(word)];
+#endif
+        for (i64 k = 0; k < used; ++k) counts[64 * w + k] += found[k];
+    }
+}
+
 template <class T>
 SPIKING_FN i64 count_nonzeros(const T* row, i64 n) {
     i64 count = 0;
     for (i64 at = 0; at < n; at += 64) count += __builtin_popcountll(spike_word_of(row, at, n).active);
     return count;
+}
+
+constexpr i64 PROBES = 32;
+
+// Whether a few of `words`, scattered, already say that `numbers` of them hold more spikes than the limit: then they need not be read.
+template <class Word>
+SPIKING_FN bool looks_busy(i64 words, double numbers, i64 limit, const Word& word) {
+    const i64 step = words / PROBES;
+    if (step < 4) return false;
+    i64 found = 0;
+    for (i64 i = 0; i < PROBES; ++i) found += __builtin_popcountll(word(i * step + i * 7919 % step).active);
+    return double(found) / double(PROBES * 64) * numbers > double(limit);
 }
 
 }  // namespace SPIKING_NS

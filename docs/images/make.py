@@ -1,7 +1,7 @@
 """Make the pictures of README and docs: python docs/images/make.py [RUN]
 
 report.png is the top of the report of a finished run (runs/nmnist-1, say) as a browser shows it, and is made where RUN is given;
-membrane.png, surrogates.png and frames.png need the library only.
+membrane.png, surrogates.png, frames.png and cells.png need the library only.
 """
 
 import shutil
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from spiking.hw_models.wires import Wires, effective_matrix
 
 import spiking
-from spiking import datasets, plot, surrogate
+from spiking import datasets, hw_models, plot, surrogate
 from spiking.errors import SpikingError
 
 HERE = Path(__file__).parent
@@ -77,10 +78,40 @@ def frames(picture: Path) -> None:
     figure.savefig(picture, dpi=DPI)
 
 
+def cells(picture: Path) -> None:
+    """Written over target conductance, conductance over a year, and what the wires of an array leave of its devices."""
+    figure = Figure(figsize=(9.5, 3.1), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    names = ("rram-wan", "rram-40nm", "pcm")
+    times = torch.logspace(0, 7.5, 40).tolist()
+    for name, colour in zip(names, (plot.BLUE, plot.ORANGE, plot.INK)):
+        cell = hw_models.load_cell(name)
+        target = torch.linspace(cell.G_min, cell.G_max, 300)
+        left.plot(1e6 * target, 1e6 * hw_models.Devices(cell, target).at(), ".", markersize=2, color=colour, label=name)
+        many = hw_models.Devices(cell, torch.full((1000,), 0.7 * cell.G_max))
+        g = torch.stack([many.at(t) for t in times]) * 1e6
+        middle.fill_between(
+            times, *torch.quantile(g, torch.tensor([0.05, 0.95]).double(), dim=1), color=colour, alpha=0.18
+        )
+        middle.plot(times, g.mean(1), color=colour, label=name)
+    left.set(xlabel="target (µS)", ylabel="written (µS)")
+    left.legend(frameon=False, fontsize=8)
+    middle.set(xscale="log", xlabel="seconds since writing", ylabel="conductance (µS): mean, 5–95 %")
+    G = torch.full((128, 128), 50e-6)
+    share = effective_matrix(G, Wires(1.0, 1.0)) / G
+    shown = right.imshow(100 * share, cmap="viridis", vmin=0)
+    figure.colorbar(shown, ax=right, label="share of each device (%)")
+    right.set(xlabel="bit line", ylabel="word line", title="128 × 128 at 50 µS, wires of 1 Ω")
+    right.title.set_fontsize(9)
+    for ax in (left, middle):
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=DPI)
+
+
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise SystemExit(__doc__)
-    for make in (membrane, surrogates, frames):
+    for make in (membrane, surrogates, frames, cells):
         make(HERE / f"{make.__name__}.png")
     if arguments:
         report(Path(arguments[0]) / "report.html", HERE / "report.png")

@@ -20,6 +20,10 @@ def bench(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Save the figures of the cases that have one (event_linear, event_conv) in this folder."),
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say which cases there are.")] = False,
 ) -> None:
     """Time the hot paths, each against its peers in the same run.
@@ -43,6 +47,7 @@ def bench(
     text = runner.as_json(result)
     if out is not None:
         out.write_text(text)
+    figures = [] if figure is None else runner.draw(result["rows"], str(figure))
     if json:
         print(text)
         return
@@ -51,3 +56,5 @@ def bench(
     console.print(f"[dim]{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}[/dim]")
     for line in result["summary"]:
         console.print(line, soft_wrap=True)
+    for path in figures:
+        console.print(f"figure: {path}", soft_wrap=True)

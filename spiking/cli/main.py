@@ -14,7 +14,9 @@ from spiking.errors import SpikingError
 
 VERBS = {  # in the order of the help page
     "train": "spiking.cli.train",
+    "iir": "spiking.cli.iir",
     "energy": "spiking.cli.energy",
+    "deploy": "spiking.cli.deploy",
     "data": "spiking.cli.data",
     "bench": "spiking.cli.bench",
     "doctor": "spiking.cli.doctor",

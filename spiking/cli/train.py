@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from spiking.errors import SpikingError
 
 if TYPE_CHECKING:
     from spiking.models.nmnist import Recipe
@@ -85,11 +82,12 @@ def nmnist(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
+    from spiking.cli import runs
     from spiking.cli.config import named_as_written, read_yaml
     from spiking.models.nmnist import Recipe, run
     from spiking.training import Interrupted
 
-    given = _nested(
+    given = runs.nested(
         {
             "data": None if data is None else str(data),
             "folds": folds,
@@ -106,19 +104,20 @@ def nmnist(
             "train.log_with": log_with,
         }
     )
-    folder = _folder(out, resume)
+    folder = runs.folder("nmnist", out, resume)
     file = folder / "config.yaml" if resume else config
     settings = {} if file is None else read_yaml(file)
     try:
-        with named_as_written(Recipe, _writer(file, settings, given)):
-            recipe = _recipe(file, settings, given)
+        with named_as_written(Recipe, runs.writer(file, settings, given)):
+            recipe = runs.recipe(Recipe(), file, settings, given, "spiking train nmnist")
             if resume:
-                _check_resumed(folder, recipe, settings, given)
+                started = runs.recipe(Recipe(), file, settings, {}, "spiking train nmnist")
+                _check_resumed(folder, started, recipe, given)
             recipe.train.check_machine()
             recordings = run.open_recordings(recipe)
             if not resume:
                 recipe = _with_epochs(recipe, recordings, settings, given)
-            _keep(folder, recipe)
+            runs.keep(folder, recipe)
             typer.echo(f"{recordings.description}\nrun in {folder}", err=True)
             what = run.cross_validate if recipe.folds else run.train
             metrics = what(recipe, recordings, folder, resume)
@@ -131,64 +130,14 @@ def nmnist(
         typer.echo("\n".join(_folds_answer(metrics, folder) if recipe.folds else _answer(metrics)))
 
 
-def _nested(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that were given, as nested settings."""
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        if value is not None:
-            section, _, key = name.rpartition(".")
-            (found.setdefault(section, {}) if section else found)[key] = value
-    return found
-
-
-def _option(path: str) -> str:
-    """The option of a setting: "train.batch_size" is --batch-size."""
-    return "--model" if path == "model.kind" else "--" + path.rpartition(".")[2].replace("_", "-")
-
-
-def _holds(settings: dict[str, Any], path: str) -> bool:
-    section, _, key = path.rpartition(".")
-    part = settings.get(section) if section else settings
-    return isinstance(part, dict) and key in part
-
-
-def _writer(file: Path | None, settings: dict[str, Any], given: dict[str, Any]) -> Callable[[str], str]:
-    """How the user wrote a setting: as an option, else as a key of the file, else not at all ("")."""
-
-    def name_of(path: str) -> str:
-        if _holds(given, path):
-            return _option(path)
-        return f"{file}: {path.replace('.', ': ')}" if _holds(settings, path) else ""
-
-    return name_of
-
-
-def _recipe(file: Path | None, settings: dict[str, Any], given: dict[str, Any]) -> Recipe:
-    """Defaults, then the file, then the line. A setting that the line replaces is not looked at in the file."""
-    from spiking.cli.config import override
-    from spiking.models.nmnist import Recipe
-
-    return override(Recipe(), _merged(settings, given), str(file or "spiking train nmnist"))
-
-
-def _merged(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(settings)
-    for name, value in given.items():
-        below = merged.get(name, {})
-        if not isinstance(value, dict):
-            merged[name] = value
-        elif isinstance(below, dict):  # another kind of value is left for `override` to refuse
-            merged[name] = {**below, **value}
-    return merged
-
-
 def _with_epochs(recipe: Recipe, recordings: Any, settings: dict[str, Any], given: dict[str, Any]) -> Recipe:
     """The recipe with as many epochs as the number of training recordings calls for, unless file or line say how many."""
     from dataclasses import replace
 
+    from spiking.cli.runs import holds
     from spiking.models.nmnist.run import default_epochs
 
-    if any(_holds(source, "train.epochs") for source in (settings, given)):
+    if any(holds(source, "train.epochs") for source in (settings, given)):
         return recipe
     n = len(recordings.train) * (1 - recipe.validation)
     if recipe.folds:
@@ -196,53 +145,14 @@ def _with_epochs(recipe: Recipe, recordings: Any, settings: dict[str, Any], give
     return replace(recipe, train=replace(recipe.train, epochs=default_epochs(round(n), recordings.simulated)))
 
 
-def _check_resumed(folder: Path, recipe: Recipe, settings: dict[str, Any], given: dict[str, Any]) -> None:
+def _check_resumed(folder: Path, started: Recipe, recipe: Recipe, given: dict[str, Any]) -> None:
     """Options may repeat what the run was started with, and raise the number of epochs; nothing else."""
-    from dataclasses import asdict
+    from spiking.cli import runs
 
-    started, wanted = asdict(_recipe(folder / "config.yaml", settings, {})), asdict(recipe)
-    for section, value in given.items():
-        for name in value if isinstance(value, dict) else [""]:
-            old, new = (r[section][name] if name else r[section] for r in (started, wanted))
-            path = f"{section}.{name}" if name else section
-            if old == new or (path == "train.epochs" and new > old and not recipe.folds):
-                continue
-            advice = "Leave the option out, or start another run."
-            if path == "train.epochs":
-                advice = (
-                    "Folds are compared at a number of epochs fixed beforehand: start another run."
-                    if recipe.folds
-                    else "A run can be made longer, not shorter."
-                )
-            raise SpikingError(f"{_option(path)}: got {new!r}; the run in {folder} was started with {old!r}. {advice}")
-
-
-def _folder(out: Path | None, resume: bool) -> Path:
-    runs = sorted(
-        (p for p in Path("runs").glob("nmnist-*") if p.name[7:].isdigit() and p.is_dir()), key=lambda p: int(p.name[7:])
-    )
-    if out is None and resume:
-        if not runs:
-            raise SpikingError("--resume: got no --out, and there is no run in runs/; expected a run that was stopped.")
-        return runs[-1]
-    if out is None:
-        return Path("runs") / f"nmnist-{int(runs[-1].name[7:]) + 1 if runs else 1}"
-    if resume and not (out / "config.yaml").is_file():
-        raise SpikingError(f"{out}: there is no run to resume here (no config.yaml). Leave --resume out to start one.")
-    if not resume and out.exists() and not out.is_dir():
-        raise SpikingError(f"{out}: is a file; expected a folder for the run. Name another with --out.")
-    # A run that stopped before its first checkpoint left nothing to lose.
-    if not resume and out.exists() and any(path.name != "config.yaml" for path in out.iterdir()):
-        raise SpikingError(f"{out}: is not empty. Add --resume to go on with the run in it, or name another folder.")
-    return out
-
-
-def _keep(folder: Path, recipe: Recipe) -> None:
-    """Write the settings of the run, so that it can be resumed with them."""
-    from spiking.checkpoint import write_atomically
-    from spiking.cli.config import to_yaml
-
-    write_atomically(folder / "config.yaml", to_yaml(recipe).encode())
+    advice = "A run can be made longer, not shorter."
+    if recipe.folds:
+        advice = "Folds are compared at a number of epochs fixed beforehand: start another run."
+    runs.check_resumed(folder, started, recipe, given, epochs_advice=advice, longer=not recipe.folds)
 
 
 def _answer(metrics: dict[str, Any]) -> list[str]:

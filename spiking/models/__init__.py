@@ -1,5 +1,6 @@
 """Whole models, one room each."""
 
+from spiking.models.iir import SpikingResNet, SpikingVGG
 from spiking.models.nmnist import NMNISTConfig, NMNISTNet
 
-__all__ = ["NMNISTConfig", "NMNISTNet"]
+__all__ = ["NMNISTConfig", "NMNISTNet", "SpikingResNet", "SpikingVGG"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.cuda_kernels import backend
+from spiking.cuda_kernels import backend, event_conv_ops
 from torch import nn
 from torch.nn import functional as tf
 
@@ -93,6 +93,26 @@ def test_any_memory_order_and_dtype_of_the_input(name, density, layout):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * (float(wanted.abs().max()) + 1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["tutorial", "padded"])
+def test_any_memory_order_of_the_weight(name, dtype):
+    x, weight, bias, call = _case(name, dtype)
+    for other in (
+        weight.to(memory_format=torch.channels_last),
+        weight.flatten(1).T.contiguous().T.reshape(weight.shape),
+    ):
+        assert not other.is_contiguous()
+        leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, other, bias)]
+        plain = [t.clone().contiguous().requires_grad_() for t in (x, weight, bias)]
+        y, wanted = F.event_conv2d(*leaves, **call), F.event_conv2d(*plain, **call)
+        assert torch.equal(y, wanted)
+        grad = torch.ones_like(y)
+        for found, right in zip(
+            torch.autograd.grad(y, leaves, grad), torch.autograd.grad(wanted, plain, grad), strict=True
+        ):
+            torch.testing.assert_close(found, right)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_passes_through_as_in_torch(bad):
     x, weight, bias, call = _case("padded")
@@ -149,6 +169,97 @@ def test_the_layer_gives_the_same_whoever_chooses(mode):
     with spiking.event_driven(mode):
         torch.testing.assert_close(layer(x), _dense(x, weight, bias, call), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(layer(x[0]), _dense(x, weight, bias, call)[0], rtol=1e-12, atol=1e-12)
+
+
+POOLED = [("tutorial", 2), ("padded", 3), ("strided", 2), ("grouped", 2), ("uneven", 2)]
+
+
+def _layers(name, pool, window, last=False, graded=False, bias=True):
+    """A convolution, the pooling after it, and an input."""
+    x, weight, start, call = _case(name, graded=graded)
+    channels = weight.shape[1] * call.get("groups", 1)
+    conv = spiking.Conv2d(channels, weight.shape[0], weight.shape[2:], bias=bias, **call).double()
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+        if bias:
+            conv.bias.copy_(start)
+    x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2]) if last else x
+    return conv, pool(window), x.requires_grad_()
+
+
+def _grads(y, conv, x):
+    leaves = [x, *conv.parameters()]
+    return torch.autograd.grad(y, leaves, torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["planes", "channels last"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize(("name", "window"), POOLED)
+@pytest.mark.parametrize("pool", [spiking.MaxPool2d, spiking.AvgPool2d])
+def test_a_convolution_and_the_pooling_after_it_run_as_one(level, pool, name, window, bias, last):
+    conv, after, x = _layers(name, pool, window, last, graded=last, bias=bias)
+    with spiking.event_driven("always"):
+        y = spiking.Sequential(conv, after)(x)
+        grads = _grads(y, conv, x)
+    wanted = after(nn.Conv2d.forward(conv, x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+    torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+    for found, right in zip(grads, _grads(wanted, conv, x), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
+
+
+def test_the_largest_of_a_window_is_bit_for_bit_that_of_the_convolution():
+    conv, after, x = _layers("tutorial", spiking.MaxPool2d, 2)
+    conv, x = conv.float(), x.detach().float()
+    with spiking.event_driven("always"), torch.no_grad():
+        assert torch.equal(spiking.Sequential(conv, after)(x), after(conv(x)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_largest_of_a_window_where_something_is_not_finite(bad):
+    conv, after, x = _layers("padded", spiking.MaxPool2d, 2)
+    for spoilt in (x.detach()[0, 0, 3, 2], conv.weight.detach()[0, 0, 0]):
+        spoilt[0] = bad
+        with spiking.event_driven("always"):
+            y = spiking.Sequential(conv, after)(x)
+        wanted = after(nn.Conv2d.forward(conv, x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        torch.testing.assert_close(y, wanted, equal_nan=True)
+    for found, right in zip(_grads(y, conv, x), _grads(wanted, conv, x), strict=True):  # with such a weight, torch's
+        torch.testing.assert_close(found, right, equal_nan=True)
+
+
+def test_the_maximum_op_is_registered_right():
+    conv, _, x = _layers("grouped", spiking.MaxPool2d, 2)
+    images = x.detach().flatten(0, 1)
+    g = event_conv_ops.geometry(images.shape, conv.weight, *conv.call)
+    spikes = event_conv_ops.scan(module, images, g)
+    call = (conv.weight, conv.bias, spikes.masks, spikes.ones, *conv.call, 2)
+    torch.library.opcheck(event_conv_ops.event_conv_max, (images, *call), test_utils=("test_schema", "test_faketensor"))
+    y, _ = event_conv_ops.event_conv_max(images, *call)
+    with pytest.raises(SpikingError, match="event_conv_max: second derivatives"):
+        torch.autograd.grad(y.sum(), conv.weight, create_graph=True)
+
+
+def test_the_pooled_convolution_leaves_hooks_and_evaluation_alone():
+    seen = []
+    conv, after, x = _layers("tutorial", spiking.AvgPool2d, 2)
+    hook = after.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
+    spiking.Sequential(conv, after)(x)
+    hook.remove()
+    with torch.no_grad():
+        y = spiking.Sequential(conv, after)(x)
+        assert torch.equal(y, after(conv(x)))
+    assert seen == [30]
+
+
+def test_a_busy_input_is_seen_from_a_few_words():
+    x = torch.ones(64, 16, 32, 32)
+    weight = torch.zeros(8, 16, 3, 3)
+    g = event_conv_ops.geometry(x.shape, weight, [1, 1], [0, 0], 1)
+    assert event_conv_ops.scan(module, x, g, x.numel() // 2) is None
+    x[:, 1:] = 0
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        spikes = event_conv_ops.scan(module, images, g, x.numel() // 2)
+        assert (spikes.n, spikes.ones) == (x.numel() // 16, True)
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -216,8 +216,9 @@ def test_converter_models_are_a_choice():
 def test_arrays_are_read_with_sensible_shapes():
     with pytest.raises(SpikingError, match=r"read_array: got conductance \[2, 2\] and voltages \[3\]"):
         crossbar.read_array(np.ones((2, 2)), np.ones(3), 1e-8, 1, 1)
-    with pytest.raises(SpikingError, match="got resistances 0 and 1 ohm"):
-        crossbar.read_array(np.ones((2, 2)), np.ones(2), 1e-8, 0, 1)
+    with pytest.raises(SpikingError, match=r"Wires\.word: got -1 ohms; expected 0 or more"):
+        crossbar.read_array(np.ones((2, 2)), np.ones(2), 1e-8, -1, 1)
+    assert crossbar.read_array(np.full((2, 2), 1e-3), np.ones(2), 1e-8, 0, 0).error == 0
     with pytest.raises(SpikingError, match="adc_survey: got 3 bits; expected 4 or more"):
         crossbar.adc_survey(3, 32, 1e8)
 

@@ -1,34 +1,10 @@
-// Runs the CPU kernels of the host's widest instruction set on buffers of exactly the promised size, over random sizes, rules and save
-// modes, so that the sanitizers see any access outside them. Results are checked elsewhere; here only memory and arithmetic are.
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <random>
-#include <vector>
-
+// The neuron kernels over random sizes, rules and save modes.
+#include "check.h"
 #include "neuron_api.h"
 
-namespace spiking_base { extern const KernelTable neuron_table; }
+namespace LEVEL { extern const KernelTable neuron_table; }
 
 namespace {
-
-std::mt19937 generator;
-int draw(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
-
-// Exactly n items on the heap: one byte past the end is the sanitizer's.
-std::vector<unsigned char> buffer(size_t items, size_t width, bool numbers) {
-    std::vector<unsigned char> bytes(items * width);
-    for (size_t i = 0; i < items; ++i) {
-        const double value = numbers ? std::normal_distribution<double>(0, 1)(generator) : 0;
-        if (width == 4) reinterpret_cast<float*>(bytes.data())[i] = float(value);
-        else if (width == 8) reinterpret_cast<double*>(bytes.data())[i] = value;
-        else reinterpret_cast<uint16_t*>(bytes.data())[i] = uint16_t(numbers ? draw(0, 0xffff) : 0);  // any 16 bits: infinities and NaN too
-    }
-    bytes.shrink_to_fit();
-    return bytes;
-}
 
 void one() {
     NeuronCall p{};
@@ -49,34 +25,29 @@ void one() {
     const size_t io = p.dtype == 1 ? 8 : p.dtype == 0 ? 4 : 2, wide = p.dtype == 1 ? 8 : 4;
     const size_t states = 1 + (p.kind != 0) + (p.refractory > 0), all = size_t(p.T * p.N);
     const size_t borders = p.T > 0 ? size_t((p.T + CHUNK - 1) / CHUNK - 1) : 0;
-    auto x = buffer(all, io, true), s = buffer(all, io, false), grad_s = buffer(all, io, true), grad_x = buffer(all, io, false);
-    auto state0 = buffer(states * p.N, wide, true), state1 = buffer(states * p.N, wide, false);
-    auto grad1 = buffer(states * p.N, wide, true), grad0 = buffer(states * p.N, wide, false);
-    auto params = buffer(3 * p.C, wide, true);
-    auto saved = p.save == 1   ? buffer(all, wide, false)
-                 : p.save == 2 ? buffer(all, 2, false)
-                               : buffer(borders * states * p.N, wide, false);
-    std::vector<double> grad_params(size_t(p.threads) * 3 * p.C);
-    p.x = x.data(), p.s = s.data(), p.saved = saved.data(), p.state1 = state1.data();
-    p.state0 = draw(0, 1) ? state0.data() : nullptr;
-    p.params = draw(0, 1) ? params.data() : nullptr;
+    auto x = numbers(all, io), s = zeros(all, io), grad_s = numbers(all, io), grad_x = zeros(all, io);
+    auto state0 = numbers(states * p.N, wide), state1 = zeros(states * p.N, wide);
+    auto grad1 = numbers(states * p.N, wide), grad0 = zeros(states * p.N, wide);
+    auto params = numbers(3 * p.C, wide);
+    auto saved = p.save == 1   ? zeros(all, wide)
+                 : p.save == 2 ? zeros(all, 2)
+                               : zeros(borders * states * p.N, wide);
+    auto grad_params = zeros(size_t(p.threads) * 3 * p.C, 8);
+    p.x = x.as(), p.s = s.as(), p.saved = saved.as(), p.state1 = state1.as();
+    p.state0 = draw(0, 1) ? state0.as() : nullptr;
+    p.params = draw(0, 1) ? params.as() : nullptr;
     if (!p.params) p.C = p.inner = 1;
-    spiking_base::neuron_table.forward(p);
-    p.grad_s = draw(0, 3) ? grad_s.data() : nullptr;
+    LEVEL::neuron_table.forward(p);
+    p.grad_s = draw(0, 3) ? grad_s.as() : nullptr;
     p.grad_s_is_scalar = draw(0, 3) == 0 && all > 0;
-    p.grad_state1 = draw(0, 1) ? grad1.data() : nullptr;
-    p.grad_x = grad_x.data(), p.grad_state0 = p.state0 ? grad0.data() : nullptr;
-    p.grad_params = p.params && draw(0, 1) ? grad_params.data() : nullptr;
+    p.grad_state1 = draw(0, 1) ? grad1.as() : nullptr;
+    p.grad_x = grad_x.as(), p.grad_state0 = p.state0 ? grad0.as() : nullptr;
+    p.grad_params = p.params && draw(0, 1) ? grad_params.as<double>() : nullptr;
     // Where neither the replay nor the decayed input's gradient reads x, the caller hands over none.
     if (p.save != 3 && !(p.decay_input && p.params)) p.x = nullptr;
-    spiking_base::neuron_table.backward(p);
+    LEVEL::neuron_table.backward(p);
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
-    const int rounds = argc > 1 ? std::atoi(argv[1]) : 500;
-    generator.seed(argc > 2 ? unsigned(std::atoi(argv[2])) : 0u);
-    for (int round = 0; round < rounds; ++round) one();
-    std::printf("neuron kernels: %d random calls under the sanitizers, nothing found\n", rounds);
-}
+int main(int argc, char** argv) { return check("neuron", argc, argv, one); }

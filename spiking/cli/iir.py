@@ -1,0 +1,137 @@
+"""`spiking iir`: image classifiers of one time step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.callback()
+def iir() -> None:
+    """Convert image classifiers to spiking ones and retrain them down to one time step (IIR-SNN)."""
+
+
+RUN_HELP = """Train a network on images, convert it, retrain it at ever fewer time steps, and price each stage.
+
+--data takes mnist, fashion, cifar10 or cifar100, looked for below --root, or a folder or archive: MNIST's \
+idx files, a CIFAR archive as downloaded, or pictures in train/CLASS/ and test/CLASS/. Nothing is downloaded.
+
+Examples:
+
+  spiking iir run --data mnist --root ~/data                     (one step, from thresholds of one step)
+
+  spiking iir run --data fashion --root ~/data --preset compare  (three ways to one step, side by side)
+
+  spiking iir run --data ~/cifar-10-python.tar.gz --network vgg16 --width 1 --epochs 300 --stage-epochs 100
+
+  spiking iir run --resume --out runs/iir-1                      (go on with a run that was stopped)
+
+Ctrl-C saves the run and ends with exit code 130. Into the run's folder go config.yaml, ann/ and a folder a start with one a \
+stage (checkpoints, metrics.jsonl, stage.safetensors), metrics.json, model/ (for from_pretrained), accuracy_energy.png and .svg, \
+trace.h5 and report.html.
+"""
+
+
+@app.command(help=RUN_HELP, epilog="All settings, with their defaults: any run's config.yaml, which --config reads.")
+def run(
+    data: Annotated[str | None, typer.Option(help="mnist, fashion, cifar10, cifar100, or a folder or archive.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the named sets.")] = None,
+    network: Annotated[str | None, typer.Option(help="vgg4 … vgg19, resnet12, resnet20 or resnet34.")] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Scales channels and hidden layers; 1 is the published size.")
+    ] = None,
+    batch_norm: Annotated[bool, typer.Option("--batch-norm", help="With batch norms, folded at conversion.")] = False,
+    preset: Annotated[str | None, typer.Option(help="short, published, direct, or compare for all three.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Numbers of steps in place of the preset's, such as 5,3,1.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of the conventional network.")] = None,
+    stage_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of a stage of the ladder; starts of one stage get five times as many.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; runs/iir-1, -2, … without it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with settings; options on this line go before it.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use so many training images only.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Largest learning rate of the conventional network.")] = None,
+    stage_lr: Annotated[float | None, typer.Option(help="Largest learning rate of a stage.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    from spiking.cli import runs
+    from spiking.cli.config import named_as_written, read_yaml
+    from spiking.models.iir import Recipe
+    from spiking.models.iir.run import run as run_recipe
+    from spiking.training import Interrupted
+
+    given = runs.nested(
+        {
+            "data": data,
+            "root": None if root is None else str(root),
+            "network": network,
+            "width": width,
+            "batch_norm": batch_norm or None,
+            "preset": preset,
+            "schedule": schedule,
+            "stage_epochs": stage_epochs,
+            "limit": limit,
+            "stage_lr": stage_lr,
+            "train.epochs": epochs,
+            "train.seed": seed,
+            "train.batch_size": batch_size,
+            "train.lr": lr,
+            "train.device": device,
+        }
+    )
+    folder = runs.folder("iir", out, resume)
+    file = folder / "config.yaml" if resume else config
+    settings = {} if file is None else read_yaml(file)
+    try:
+        with named_as_written(Recipe, runs.writer(file, settings, given)):
+            recipe = runs.recipe(Recipe(), file, settings, given, "spiking iir run")
+            if resume:
+                started = runs.recipe(Recipe(), file, settings, {}, "spiking iir run")
+                runs.check_resumed(folder, started, recipe, given)
+            recipe.train.check_machine()
+            runs.keep(folder, recipe)
+            typer.echo(f"run in {folder}", err=True)
+            metrics = run_recipe(recipe, folder, resume)
+    except Interrupted as err:
+        typer.echo(f"stopped and saved; go on with: spiking iir run --out {folder} --resume", err=True)
+        raise typer.Exit(128 + err.signum) from err
+    typer.echo(json.dumps(metrics, indent=2, default=float) if as_json else "\n".join(_answer(metrics)))
+
+
+def _answer(metrics: dict[str, Any]) -> list[str]:
+    from spiking.split import Proportion
+
+    lines = [f"conventional network: test {Proportion(**metrics['ann'])}"]
+    graded = metrics["graded"]
+    if graded:
+        lines.append(f"{graded['levels']} levels a spike, T=1, no retraining: test {Proportion(**graded['test'])}")
+    for name, start in metrics["starts"].items():
+        for stage in start["stages"]:
+            gains = ", ".join(
+                f"{a} {stage['energy'][a]['gain']:.1f}×" for a in ("published", "operations", "with-memory")
+            )
+            lines.append(
+                f"{name}, T={stage['timesteps']}: test {Proportion(**stage['test'])}; energy against FP32: {gains}; "
+                f"{_dearer(stage['energy']['twins'])}"
+            )
+    times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in metrics["latency"].items())
+    return [*lines, f"one image on this machine: {times}", f"report: {metrics['report']}"]
+
+
+def _dearer(twins: dict[str, float]) -> str:
+    """Which conventional networks are cheaper, all words of memory counted."""
+    cheaper = [f"{name} ({ratio:.2f}×)" for name, ratio in twins.items() if ratio > 1]
+    return f"costs MORE than {', '.join(cheaper)}" if cheaper else "cheaper than all its conventional twins"

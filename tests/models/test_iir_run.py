@@ -1,0 +1,181 @@
+"""Whole runs on small sets: what lands in the folder, that the parts agree, and what is refused."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spiking import EventTrace, SpikingError
+from spiking.models.iir import PRESETS, Recipe, SpikingResNet, SpikingVGG, open_images, run
+from spiking.models.iir.run import parse_schedule
+from spiking.progress import Display
+from spiking.training import TrainConfig
+
+TRAIN = TrainConfig(epochs=4, batch_size=20, lr=0.05, weight_decay=5e-4, warmup_epochs=0, ema_decay=0, device="cpu")
+
+
+def idx(array):
+    head = (0x800 + array.ndim).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Idx files of images 12×12 in which one of four quarters is bright."""
+    place = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 240), ("t10k", 60)):
+        labels = np.arange(n) % 4
+        images = rng.integers(0, 120, (n, 12, 12)) * (rng.random((n, 12, 12)) < 0.2)
+        for image, label in zip(images, labels):
+            image[6 * (label // 2) :, 6 * (label % 2) :][:6, :6] += 100
+        (place / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
+        (place / f"{split}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return place
+
+
+def small(folder, **options):
+    settings = {"network": "vgg6", "width": 0.1, "stage_epochs": 1, "stage_lr": 1e-3, "dropout": 0.0, "train": TRAIN}
+    return Recipe(data=str(folder), **{**settings, **options})
+
+
+def test_a_run_leaves_everything_in_its_folder(folder, tmp_path):
+    found = run(small(folder, preset="compare"), tmp_path, display=Display())
+    assert {"ann", *PRESETS, "metrics.json", "model", "trace.h5", "report.html"} < {p.name for p in tmp_path.iterdir()}
+    assert found["ann"]["value"] > 0.9
+    assert found["graded"]["test"]["value"] > 0.8
+    steps = {name: [stage["timesteps"] for stage in start["stages"]] for name, start in found["starts"].items()}
+    assert steps == {"short": [1], "published": [5, 4, 3, 2, 1], "direct": [1]}
+    published = found["starts"]["published"]["stages"]
+    assert published[0]["test"]["value"] > 0.5
+    gains = [stage["energy"]["published"]["gain"] for stage in published]
+    assert gains[0] < gains[-1]
+    assert found["starts"]["direct"]["stages"][0]["warnings"]
+    assert found["best_start"] in PRESETS
+    assert {"conventional", "short T=1", "published T=5"} <= set(found["latency"])
+    assert json.loads((tmp_path / "metrics.json").read_text())["n_test"] == 60
+    assert (tmp_path / "accuracy_energy.png").read_bytes().startswith(b"\x89PNG")
+    model = SpikingVGG.from_pretrained(tmp_path / "model")
+    data = open_images(small(folder))
+    x, labels = data.test.batch(np.arange(60), None)
+    last = found["starts"][found["best_start"]]["stages"][-1]
+    assert float((model.scores(x[0]).argmax(1) == labels).float().mean()) == pytest.approx(last["test"]["value"])
+    assert EventTrace.load(tmp_path / "trace.h5").n_steps == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"residual": "sum"}, {"residual": "sew"}, {"batch_norm": True, "percentile": 97.0}]
+)
+def test_residual_networks_and_batch_norms(folder, tmp_path, options):
+    recipe = small(
+        folder, network="resnet12", width=0.1, schedule="2,1", calibration_steps=1, graded_levels=1, **options
+    )
+    found = run(recipe, tmp_path, display=Display())
+    assert found["graded"] is None
+    assert [stage["timesteps"] for stage in found["starts"]["short"]["stages"]] == [2, 1]
+    assert SpikingResNet.from_pretrained(tmp_path / "model").timesteps == 1
+
+
+def test_the_seed_decides_and_test_images_stay_apart(folder):
+    one, same, other = (open_images(small(folder, train=replace(TRAIN, seed=s))) for s in (0, 0, 1))
+    assert one.train.indices.tolist() == same.train.indices.tolist() != other.train.indices.tolist()
+    assert not set(one.train.indices) & set(one.validation.indices)
+    assert len(one.train) + len(one.validation) == 240
+    assert len(one.test) == 60
+    limited = open_images(small(folder, limit=100))
+    assert (len(limited.train) + len(limited.validation), len(limited.test)) == (100, 20)
+    assert torch.equal(one.calibration, same.calibration)
+
+
+def command(*arguments, cwd):
+    spiking = Path(sys.executable).with_name("spiking")
+    call = [spiking] if spiking.exists() else [sys.executable, "-P", "-c", "from spiking.cli.main import run; run()"]
+    return subprocess.run([*call, "iir", "run", *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_runs_resumes_and_prints(folder, tmp_path):
+    options = (
+        "--data",
+        folder,
+        "--width",
+        "0.06",
+        "--epochs",
+        "2",
+        "--stage-epochs",
+        "1",
+        "--schedule",
+        "1",
+        "--device",
+        "cpu",
+    )
+    ran = command(*options, "--batch-size", "20", "--json", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    metrics = json.loads(ran.stdout)
+    assert metrics["recipe"]["width"] == 0.06
+    again = command("--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    lines = again.stdout.splitlines()
+    assert lines[0].startswith("conventional network: test ")
+    assert any(line.startswith("short, T=1: test ") for line in lines)
+    assert any("one image on this machine: conventional" in line for line in lines)
+    shown = json.loads((tmp_path / "runs/iir-1/metrics.json").read_text())
+    assert shown["starts"]["short"]["stages"][0]["test"] == metrics["starts"]["short"]["stages"][0]["test"]
+    changed = command("--resume", "--width", "0.1", cwd=tmp_path)
+    assert changed.returncode == 2
+    assert changed.stderr.strip() == (
+        "spiking: --width: got 0.1; the run in runs/iir-1 was started with 0.06. Leave the option out, or start another run."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--data", "mnist", "--root", "nowhere"),
+            r"spiking: mnist: got none of mnist in nowhere; expected one of them.",
+        ),
+        (("--data", "nowhere"), "spiking: nowhere: there is no such file or folder"),
+        (("--preset", "best"), "spiking: --preset: got 'best'; expected one of short, published, direct, compare."),
+        (("--schedule", "5;1"), "spiking: --schedule: got '5;1'; expected numbers of steps such as 5,4,3,2,1."),
+    ],
+)
+def test_the_command_refuses_in_one_line(tmp_path, arguments, message):
+    ran = command(*arguments, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].startswith(message)
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "x"}, r"Recipe\.preset: got 'x'"),
+        ({"sigma": 0.0}, r"Recipe\.sigma: got 0\.0; expected a number above 0"),
+        ({"percentile": 101.0}, r"Recipe\.percentile: got 101\.0; expected a number above 0, at most 100"),
+        ({"validation": 0.0}, r"Recipe\.validation: got 0\.0"),
+        ({"stage_epochs": 0}, r"Recipe\.stage_epochs: got 0"),
+        ({"loss": "mse"}, r"LadderConfig\.loss: got 'mse'"),
+        ({"schedule": "1,a"}, r"Recipe\.schedule: got '1,a'"),
+    ],
+)
+def test_settings_out_of_range(options, message):
+    with pytest.raises(SpikingError, match=message):
+        Recipe(**options)
+
+
+def test_images_that_do_not_fit(tmp_path, folder):
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((60, 9, 9))))
+    with pytest.raises(SpikingError, match=r"training images \[1, 12, 12\] and test images \[1, 9, 9\]"):
+        open_images(small(tmp_path))
+    for split, n in (("train", 240), ("t10k", 60)):
+        (tmp_path / f"{split}-images-idx3-ubyte").write_bytes(idx(np.zeros((n, 9, 8))))
+    with pytest.raises(SpikingError, match=r"got images of 8×9; expected square ones"):
+        open_images(small(tmp_path))
+    assert parse_schedule("") == ()
