@@ -146,9 +146,10 @@ def _ready_for(module: Any, entry: _Panels, weight: Tensor) -> _Ready | None:
         entry.finite = module.event_panels(address, *weight.stride(), inputs, outputs, to, code, backend.threads())
         looked_at = weight.numel() * dtype.itemsize if entry.mark else 0
         plan = module.EventPlan(to, address, looked_at, sample, inputs, outputs, code)
-        entry.panels = panels
-        entry.ready = ready = _Ready(plan, panels, version, address, weight.shape, dtype)
-    return ready if entry.finite else None
+        if entry.finite:
+            entry.panels = panels
+            entry.ready = ready = _Ready(plan, panels, version, address, weight.shape, dtype)
+    return ready
 
 
 def _panels_like(module: Any, x: Tensor, inputs: int, outputs: int) -> Tensor:
@@ -460,11 +461,14 @@ def at_hand(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Ten
     ready = None if known is None else known.ready
     if ready is None or known.of() is not weight or type(x) not in _PLAIN:  # type: ignore[union-attr]
         return None
+    if torch._C._len_torch_dispatch_stack() != 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
     plan, _, version, address, shape, dtype = ready
     outputs, inputs = shape
     size = x.shape
     if (
         x.dtype is not dtype
+        or x.layout is not torch.strided
         or not size
         or size[-1] != inputs
         or not x.is_contiguous()
@@ -476,8 +480,6 @@ def at_hand(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Ten
         or (bias is not None and not _fits(bias, outputs, dtype))
         or _learns(x, weight, bias)
         or watch.current() is not None  # it counts the spikes too
-        or torch._C._len_torch_dispatch_stack() != 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return None
     rows = x.numel() // inputs

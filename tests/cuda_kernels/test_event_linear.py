@@ -116,9 +116,10 @@ def test_infinities_and_nan_pass_through_as_dense(level, value):
     assert_close(F.event_linear(x, weight, bias), tf.linear(x, weight, bias), equal_nan=True)
     x[2, 7] = 0
     weight[3, 9] = value  # reaches every row, since 0·inf is NaN
-    got = F.event_linear(x, weight, bias)
-    assert_close(got, tf.linear(x, weight, bias), equal_nan=True)
-    assert not bool(got[:, 3].isfinite().any())
+    for _ in range(2):
+        got = F.event_linear(x, weight, bias)
+        assert_close(got, tf.linear(x, weight, bias), equal_nan=True)
+        assert not bool(got[:, 3].isfinite().any())
 
 
 VIEWS = {
@@ -236,7 +237,6 @@ def test_the_short_way_is_taken_by_plain_calls_only():
     assert short(bias=bias.double()) is None
     with torch.no_grad():
         assert torch.equal(short(x=x.clone().requires_grad_()), expected)
-    assert torch.equal(torch.func.vmap(lambda row: F.event_linear(row, weight, bias))(x), tf.linear(x, weight, bias))
     weight.mul_(2)
     assert short() is None
     assert_close(F.event_linear(x, weight, bias), tf.linear(x, weight, bias))
