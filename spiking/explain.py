@@ -138,6 +138,8 @@ def _why_not(layer: Any, x: Tensor) -> str | None:
         return f"the event-driven kernels run on CPUs and CUDA devices; the input is on {x.device.type}"
     if backend.choose(x.device).name != "cpu":
         return backend.choose(x.device).not_used["cpu"]
+    if isinstance(layer, nn.Conv2d) and not layer.sums_spikes:  # type: ignore[operator]
+        return "the event-driven kernels know no dilation, and padding by numbers of zeros alone"
     if not (event_linear_ops if isinstance(layer, nn.Linear) else event_conv_ops).has_kernel(layer.weight.dtype):
         return f"there is no event-driven kernel for {layer.weight.dtype}"
     if not bool(layer.weight.isfinite().all()):

@@ -112,6 +112,15 @@ class Conv2d(nn.Conv2d):
             input = input.to(self.weight.dtype)
         return _images(self, input, self._convolved if self.sums_spikes else super().forward)
 
+    def event_choice(self, input: Tensor) -> cost.Choice:
+        """Dense or event-driven, and the predicted seconds of both, for this input in evaluation.
+
+        What the kernels do not know (`sums_spikes`) is priced as if it were not padded; it is dense in any case.
+        """
+        stride, padding, groups = self.call if self.sums_spikes else (list(self.stride), [0, 0], self.groups)
+        images = input.flatten(0, 1) if input.dim() == 5 else input
+        return event_conv_ops.choice(images, self.weight, stride, padding, groups)
+
     @property
     def sums_spikes(self) -> bool:
         """Whether the event-driven kernels know this kind of convolution."""

@@ -70,3 +70,22 @@ def test_reasons_know_the_dtypes_of_each_kernel():
     conv, linear = spiking.explain(layers, torch.zeros(1, 1, 2, 8, 8, dtype=torch.float16), show=False)
     assert "no event-driven kernel" not in conv.reason
     assert linear.reason == "there is no event-driven kernel for torch.float16"
+
+
+@needs_kernels
+def test_convolutions_have_rows_too():
+    g = torch.Generator().manual_seed(0)
+    net = spiking.Sequential(
+        spiking.Conv2d(64, 64, 3, padding=1, bias=False),
+        spiking.LIF(0.5),
+        spiking.Conv2d(64, 4, 3, dilation=2),
+        spiking.AvgPool2d(2),
+        spiking.LIF(0.5),
+    )
+    x = (torch.rand(4, 4, 64, 16, 16, generator=g) < 0.02).float()
+    first, dilated = spiking.explain(net, x, show=False)
+    assert (first.name, first.choice) == ("0", "event-driven")
+    assert first.density == pytest.approx(x.mean().item())
+    assert 0 < first.event_predicted_s < first.dense_predicted_s
+    assert (dilated.name, dilated.choice) == ("2", "dense")
+    assert dilated.reason == "the event-driven kernels know no dilation, and padding by numbers of zeros alone"

@@ -3,6 +3,7 @@
 report.png is the top of the report of a finished run (runs/nmnist-1, say) as a browser shows it, and is made where RUN is given;
 membrane.png, surrogates.png, frames.png and cells.png need the library only.
 event_conv.png (and .svg) is what spiking bench event_conv --figure draws: timed anew each time, so made on an idle machine.
+device_noise.png is what examples/device_noise.py draws of real recordings.
 """
 
 import shutil
