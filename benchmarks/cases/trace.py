@@ -142,7 +142,8 @@ def _growth(name: str, network: nn.Module, x: Tensor, quick: bool) -> Row:
 
 
 _LONG_RUN = """
-import resource, sys, torch, spiking
+import sys, torch, spiking
+from spiking.benchmarks.run import memory
 path, passes = sys.argv[1], int(sys.argv[2])
 net = spiking.Sequential(spiking.Linear(2312, 512), spiking.LIF(threshold=0.1), spiking.Linear(512, 10), spiking.LIF())
 x = (torch.rand(16, 64, 2312, generator=torch.Generator().manual_seed(0)) < 0.05).float()
@@ -150,7 +151,7 @@ with torch.no_grad(), spiking.record(net, events=True, to=path or None) as trace
     for _ in range(passes):
         net(x)
 events = sum(int(row.counts["in_nnz"].sum() + row.counts["spikes"].sum()) for row in trace.layers)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, events)
+print(memory("VmHWM"), events)
 """
 
 
@@ -163,7 +164,7 @@ def _memory(quick: bool) -> Row:
         for what, path, times in runs[:1] if quick else runs:
             command = [sys.executable, "-P", "-c", _LONG_RUN, path, str(times * passes)]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            notes.append(f"{times}× {what}: {int(said[0]) / 1024:.0f} MB peak with {int(said[1]) / 1e6:.1f} M events")
+            notes.append(f"{times}× {what}: {float(said[0]):.0f} MB peak with {int(said[1]) / 1e6:.1f} M events")
     return Row(NAME, "peak memory", [0.0], None, "event lists", "; ".join(notes))
 
 
