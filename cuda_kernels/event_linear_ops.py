@@ -141,7 +141,7 @@ def _ready_for(module: Any, entry: _Panels, weight: Tensor) -> _Ready | None:
         # From the mark, which was made before: what changes meanwhile is noticed at the next call.
         version, address, _, sample, _ = entry.mark or (0, weight.data_ptr(), (), 0, None)
         dtype = weight.dtype
-        panels = _panels_like(module, weight, inputs, outputs)
+        panels = _panels_like(module, weight, inputs, outputs, True)
         code, to = _DTYPES[dtype], panels.data_ptr()
         entry.finite = module.event_panels(address, *weight.stride(), inputs, outputs, to, code, backend.threads())
         looked_at = weight.numel() * dtype.itemsize if entry.mark else 0
@@ -152,8 +152,8 @@ def _ready_for(module: Any, entry: _Panels, weight: Tensor) -> _Ready | None:
     return ready
 
 
-def _panels_like(module: Any, x: Tensor, inputs: int, outputs: int) -> Tensor:
-    return memory.empty((module.event_panel_items(inputs, outputs, _DTYPES[x.dtype]),), x.dtype, x.device)
+def _panels_like(module: Any, x: Tensor, inputs: int, outputs: int, gaps: bool) -> Tensor:
+    return memory.empty((module.event_panel_items(inputs, outputs, _DTYPES[x.dtype], gaps),), x.dtype, x.device)
 
 
 def has_kernel(dtype: torch.dtype) -> bool:
@@ -313,7 +313,7 @@ def _event_weight_grad(
     if module is None or bits is None:
         assert rows is not None  # bits without x are left by a compiled forward pass only
         return grads.t() @ rows
-    panels = _panels_like(module, grads, n, outputs)
+    panels = _panels_like(module, grads, n, outputs, False)
     grad_weight = memory.empty((outputs, in_features), grads.dtype, grads.device)
     module.event_weight_grad(
         grads.data_ptr(),

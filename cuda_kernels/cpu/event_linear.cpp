@@ -24,7 +24,7 @@ SPIKING_FN i64 panels_of(i64 outputs) { return (outputs + PANEL - 1) / PANEL; }
 
 // Numbers between the first of one panel and the first of the next.
 template <class W>
-SPIKING_FN i64 panel_stride(i64 inputs) { return PANEL * inputs + PANEL_GAP / i64(sizeof(W)); }
+SPIKING_FN i64 panel_stride(i64 inputs, bool gaps = true) { return PANEL * inputs + gaps * PANEL_GAP / i64(sizeof(W)); }
 
 SPIKING_FN i64 used_width(i64 panel, i64 outputs) { return smaller(PANEL, outputs - panel * PANEL); }
 SPIKING_FN i64 padded_width(i64 used) { return (used + LANES - 1) / LANES * LANES; }
@@ -136,7 +136,7 @@ bool pack_panels(const PanelCall& p) {
             const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
             const i64 used = used_width(panel, p.outputs), width = padded_width(used);
             const W* from = static_cast<const W*>(p.weight) + panel * PANEL * p.row_stride + k * p.column_stride;
-            W* to = static_cast<W*>(p.panels) + panel * panel_stride<W>(p.inputs) + k * width;
+            W* to = static_cast<W*>(p.panels) + panel * panel_stride<W>(p.inputs, p.gaps) + k * width;
             if (p.row_stride == 1) {
                 for (i64 i = 0; i < n; ++i)
                     for (i64 j = 0; j < used; ++j) {
@@ -203,7 +203,7 @@ void weight_grad_all(const WeightGradCall& p) {
         for (i64 unit = first; unit < last; ++unit) {
             const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
             const i64 used = used_width(panel, p.outputs), width = padded_width(used);
-            const W* grads = static_cast<const W*>(p.panels) + panel * panel_stride<W>(p.rows);
+            const W* grads = static_cast<const W*>(p.panels) + panel * panel_stride<W>(p.rows, false);
             const Gather<W> run = gather_of<W>(width, p.x == nullptr, false);
             for (i64 i = 0; i < n; ++i) {
                 const W* x = p.x ? static_cast<const W*>(p.x) + k + i : nullptr;
@@ -328,13 +328,14 @@ bool input_grad_all(const InputGradCall& p) {
 // --- table ------------------------------------------------------------------------------------------------------------------------
 
 template <class W>
-i64 items_of(i64 inputs, i64 outputs) {
+i64 items_of(i64 inputs, i64 outputs, bool gaps) {
     const i64 last = panels_of(outputs) - 1;
-    return last * panel_stride<W>(inputs) + padded_width(used_width(last, outputs)) * inputs;
+    return last * panel_stride<W>(inputs, gaps) + padded_width(used_width(last, outputs)) * inputs;
 }
 
-long long panel_items(long long inputs, long long outputs, int dtype) {
-    return dtype == 0 ? items_of<float>(inputs, outputs) : dtype == 1 ? items_of<double>(inputs, outputs) : items_of<bf16>(inputs, outputs);
+long long panel_items(long long inputs, long long outputs, int dtype, bool gaps) {
+    if (dtype == 0) return items_of<float>(inputs, outputs, gaps);
+    return dtype == 1 ? items_of<double>(inputs, outputs, gaps) : items_of<bf16>(inputs, outputs, gaps);
 }
 
 long long count(const EventCall& p) {

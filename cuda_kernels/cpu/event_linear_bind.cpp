@@ -153,13 +153,15 @@ private:
     unsigned long long sample_;
 };
 
-Size event_panel_items(Size inputs, Size outputs, int dtype) { return event_table().panel_items(inputs, outputs, dtype); }
+Size event_panel_items(Size inputs, Size outputs, int dtype, bool gaps) {
+    return event_table().panel_items(inputs, outputs, dtype, gaps);
+}
 
 bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size inputs, Size outputs, uintptr_t panels, int dtype,
                   int threads) {
     PanelCall p{};
     p.weight = pointer<const void>(weight), p.row_stride = row_stride, p.column_stride = column_stride;
-    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels);
+    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels), p.gaps = true;
     p.dtype = dtype, p.threads = enough_threads(inputs * outputs, threads);
     const EventTable& table = event_table();
     nb::gil_scoped_release release;
