@@ -455,7 +455,7 @@ def at_hand(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Ten
 
     A product of microseconds is worth as few questions as are enough. Nothing is refused here: what does not fit takes the long way.
     """
-    if torch.compiler.is_compiling() or watch.current() is not None:  # the long way counts for those who watch
+    if torch.compiler.is_compiling():
         return None
     known = _known.get(id(weight))
     ready = None if known is None else known.ready

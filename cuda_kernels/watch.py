@@ -7,14 +7,14 @@ layer. Counts are filed under the memory of the tensors that they are of: they a
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["InputCounts", "NeuronCounts", "Watch", "current"]
+__all__ = ["InputCounts", "NeuronCounts", "Watch", "Watches", "current"]
 
 
 class NeuronCounts(NamedTuple):
@@ -46,47 +46,25 @@ class Watch:
     """Where kernels leave counts; `heard(pool, neuron, x, s)` is called after layers that ran in one pass."""
 
     def __init__(self, heard: Callable[[nn.Module, nn.Module, Tensor, Tensor], None]) -> None:
-        self._heard = heard
-        self._wants_input = False
+        self.heard = heard
+        self.wants_input = False  # whether the layer that runs now reads something that nobody has counted
         self._neurons: dict[tuple[int, int], NeuronCounts] = {}
         self._inputs: dict[int, InputCounts] = {}
-        self._outer: Watch | None = None  # of a recorder around this one
-        self._token: Token[Watch | None] | None = None
 
     def start(self) -> None:
-        """Be the one in force in this thread or task; one that was in force before still hears everything."""
-        if self._token is None:
-            self._outer = current()
-            self._token = _current.set(self)
+        """Be in force in this thread or task, beside those that are already."""
+        if self not in _in_force.get():
+            _in_force.set((*_in_force.get(), self))
 
     def stop(self) -> None:
-        """Be in force no longer."""
+        """Be in force no longer; recordings inside of one another may end in any order."""
         self._neurons.clear()
         self._inputs.clear()
-        if self._token is not None:
-            _current.reset(self._token)
-            self._token = self._outer = None
-
-    def together(self, pool: nn.Module, neuron: nn.Module, x: Tensor, s: Tensor) -> None:
-        """Layers ran in one pass, from x [T, B, C, H, W] to spikes s."""
-        self._heard(pool, neuron, x, s)
-        if self._outer is not None:
-            self._outer.together(pool, neuron, x, s)
-
-    @property
-    def wants_input(self) -> bool:
-        """Whether the layer that runs now reads something that nobody has counted."""
-        return self._wants_input or (self._outer is not None and self._outer.wants_input)
-
-    @wants_input.setter
-    def wants_input(self, wanted: bool) -> None:
-        self._wants_input = wanted
+        _in_force.set(tuple(watch for watch in _in_force.get() if watch is not self))
 
     def leave_neurons(self, x: Tensor, s: Tensor, counts: NeuronCounts) -> None:
         """File the counts of neurons with input x and output s, until the layer is heard of."""
         self._neurons[x.data_ptr(), s.data_ptr()] = counts
-        if self._outer is not None:
-            self._outer.leave_neurons(x, s, counts)
 
     def take_neurons(self, x: Tensor, s: Tensor) -> NeuronCounts | None:
         """What was counted of neurons with input x and output s, [T, B, *] as they lie in memory; None if they were not."""
@@ -99,8 +77,6 @@ class Watch:
     def leave_input(self, x: Tensor, counts: InputCounts) -> None:
         """File the counts of a layer's input x, until the layer is heard of."""
         self._inputs[x.data_ptr()] = counts
-        if self._outer is not None:
-            self._outer.leave_input(x, counts)
 
     def take_input(self, x: Tensor) -> InputCounts | None:
         """What was counted of a layer's input x [.., n]; None if it was not."""
@@ -111,12 +87,42 @@ class Watch:
         return found if found.per_row.size * found.per_input.size == x.numel() else None
 
 
-_current: ContextVar[Watch | None] = ContextVar("spiking_watch", default=None)
+_in_force: ContextVar[tuple[Watch, ...]] = ContextVar("spiking_watches", default=())
 
 
-def current() -> Watch | None:
-    """The watch in force in this thread or task; none is while `torch.compile` traces."""
-    return None if torch.compiler.is_compiling() else _current.get()
+class Watches:
+    """All that are in force, spoken to as one."""
+
+    def __init__(self, watches: tuple[Watch, ...]) -> None:
+        self._watches = watches
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether any of them does."""
+        return any(watch.wants_input for watch in self._watches)
+
+    def together(self, pool: nn.Module, neuron: nn.Module, x: Tensor, s: Tensor) -> None:
+        """Layers ran in one pass, from x [T, B, C, H, W] to spikes s."""
+        for watch in self._watches:
+            watch.heard(pool, neuron, x, s)
+
+    def leave_neurons(self, x: Tensor, s: Tensor, counts: NeuronCounts) -> None:
+        """See `Watch.leave_neurons`."""
+        for watch in self._watches:
+            watch.leave_neurons(x, s, counts)
+
+    def leave_input(self, x: Tensor, counts: InputCounts) -> None:
+        """See `Watch.leave_input`."""
+        for watch in self._watches:
+            watch.leave_input(x, counts)
+
+
+def current() -> Watches | None:
+    """The watches in force in this thread or task; none are while `torch.compile` traces."""
+    if torch.compiler.is_compiling():
+        return None
+    found = _in_force.get()
+    return Watches(found) if found else None
 
 
 def is_of_watch(hook: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -24,6 +25,12 @@ class Operations(TorchFunctionMode):
             bool
         ] = []  # for the model and each module inside that matters: whether operations in it are its own
         self._entered = False
+        self._thread = threading.get_ident()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is another thread than the one that records: what runs there is not of the recording."""
+        return threading.get_ident() != self._thread
 
     def start(self, listens: bool) -> None:
         """A pass begins; with `listens`, the model's own operations are looked at."""

@@ -49,8 +49,10 @@ class Recorder:
             raise SpikingError(f"record: got {type(model).__name__}; expected a torch.nn.Module.")
         if keep_spikes < 0:
             raise SpikingError(f"record: got keep_spikes={keep_spikes}; expected a number of samples, 0 or more.")
-        if steps is not None and steps < 1:
-            raise SpikingError(f"record: got steps={steps}; expected 1 or more.")
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise SpikingError(f"record: got steps={steps}; expected 1 or more, a whole number.")
+        if to is not None and not isinstance(to, str | PathLike):
+            raise SpikingError(f"record: got to={to!r}; expected the name of a file.")
         if step_by_step and steps is None:
             raise SpikingError("record: got step_by_step=True without steps; expected the number of steps of one pass.")
         self.model = model
@@ -134,11 +136,18 @@ class Recorder:
         self._outputs: list[Tensor] = []
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._operations.elsewhere:
+            return
         if not self._call:
             self._reset()
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         if x is None or x.ndim == 0 or x.layout != torch.strided:
             raise SpikingError(f"record: {type(model).__name__} was called without a dense tensor; expected [T, B, …].")
+        if not x.numel():
+            raise SpikingError(
+                f"record: {type(model).__name__} was called with an input of shape {list(x.shape)}; expected at least one "
+                "step of one sample."
+            )
         self._run.produced(x, INPUT)
         self._operations.start(self._listens)
         self._rows.watch.start()
@@ -175,6 +184,8 @@ class Recorder:
         return x.shape[0] // steps, steps
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if self._operations.elsewhere:
+            return
         self._operations.stop()
         self._rows.watch.stop()
         if isinstance(out, tuple | list):
@@ -267,6 +278,8 @@ class _Before:
         self.operations, self.listens, self.rows = operations, listens, rows
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.operations.elsewhere:
+            return
         self.operations.step_in(self.listens)
         if self.rows is not None and args and isinstance(args[0], Tensor):
             self.rows.before(args[0])
@@ -281,7 +294,8 @@ class _After:
         self.operations = operations
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        self.operations.step_out()
+        if not self.operations.elsewhere:
+            self.operations.step_out()
 
 
 class _Seen:
@@ -293,6 +307,8 @@ class _Seen:
         self.operations, self.rows, self.kind, self.label = operations, rows, kind, label
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if self.operations.elsewhere:
+            return
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         y = next((v for v in out if isinstance(v, Tensor)), None) if isinstance(out, tuple | list) else out
         if x is None or not isinstance(y, Tensor):

@@ -50,6 +50,10 @@ class Writer:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = os.fspath(path)
+        if not Path(self.path).name or Path(self.path).is_dir() or not Path(self.path).parent.is_dir():
+            raise SpikingError(
+                f"{self.path!r}: the trace cannot be written: expected the name of a file in a folder that exists."
+            )
         self._part = Path(f"{self.path}.part")
         self._file: h5py.File | None = None
 
@@ -362,6 +366,8 @@ def _values(group: h5py.Group, name: str) -> np.ndarray:
     dataset = group[name]
     if dataset.nbytes > _MAX_BYTES:
         raise ValueError(f"{dataset.name} claims {dataset.nbytes} bytes")
+    if dataset.dtype.kind not in "biuf":
+        raise ValueError(f"{dataset.name} holds no numbers")
     return dataset[()]
 
 

@@ -79,7 +79,7 @@ class Linear(nn.Linear):
                 f"Linear: got input of shape {_shape(input)}; expected {self.in_features} features on the last axis. "
                 "Put Flatten() before it if these are images."
             )
-        if not input.is_floating_point():
+        if not (input.is_floating_point() or input.is_complex()):
             input = input.to(weight.dtype)
         return event_linear_ops.linear(input, weight, bias)
 
@@ -108,7 +108,7 @@ class Conv2d(nn.Conv2d):
                 f"Conv2d: got input of shape {_shape(input)}; expected {self.in_channels} channels on the third axis "
                 "from the end."
             )
-        if not input.is_floating_point():
+        if not (input.is_floating_point() or input.is_complex()):
             input = input.to(self.weight.dtype)
         return _images(self, input, self._convolved if self.sums_spikes else super().forward)
 
@@ -329,7 +329,7 @@ class TDBatchNorm2d(_ThresholdScaled):
 
 def _window(pool: nn.Module) -> int | None:
     """The side of a pooling layer's windows where they are square, lie side by side and cover no padding."""
-    if not isinstance(pool, (AvgPool2d, MaxPool2d)):
+    if not (_is_plain(pool, AvgPool2d) or _is_plain(pool, MaxPool2d)):
         return None
     sides = {*_two(pool.kernel_size), *_two(pool.stride)}
     plain = len(sides) == 1 and _two(pool.padding) == (0, 0) and not pool.ceil_mode
@@ -344,6 +344,11 @@ def _two(size: Any) -> tuple[Any, ...]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of this class and no other, so that nothing but the class's own forward may be passed over."""
+    return type(layer) is kind and "forward" not in vars(layer)
+
+
 def _is_watched(layer: nn.Module) -> bool:
     kinds = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return any(not watch.is_of_watch(hook) for hooks in kinds for hook in hooks.values())
@@ -351,8 +356,9 @@ def _is_watched(layer: nn.Module) -> bool:
 
 def _normalises(norm: nn.Module, pool: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     """Whether training may run batch normalisation of [T, B, C, H, W] and the average pooling after it in one pass each way."""
-    if not (isinstance(norm, BatchNorm2d) and isinstance(pool, AvgPool2d) and norm.training and len(shape) == 5):
+    if not (_is_plain(norm, BatchNorm2d) and isinstance(pool, AvgPool2d) and norm.training and len(shape) == 5):
         return False
+    assert isinstance(norm, BatchNorm2d)
     window = _window(pool)
     plain = window is not None and norm.affine and norm.track_running_stats and norm.momentum is not None
     fits = plain and shape[2] == norm.num_features and min(shape[3:]) >= (window or 1) and math.prod(shape) > shape[2]
@@ -371,6 +377,8 @@ def _out_shape(conv: Conv2d, x: Tensor) -> tuple[int, ...]:
 def _convolves(conv: nn.Module, x: Tensor) -> bool:
     """Whether a convolution may run together with the normalisation and pooling after it."""
     if torch.compiler.is_compiling() or not isinstance(conv, Conv2d) or not conv.sums_spikes or conv.bias is not None:
+        return False
+    if not _is_plain(conv, Conv2d):
         return False
     fits = x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype == conv.weight.dtype
     return fits and min(_out_shape(conv, x)) > 0 and not _is_watched(conv)
@@ -400,7 +408,7 @@ def _drives(layer: nn.Module, following: Any, x: Tensor) -> bool:
     if not cuda_event.here(x):
         return False
     watched = _is_watched(layer) or _is_watched(following)
-    return type(layer) is Linear and _stands_for_forward(type(following), "after_linear") and not watched
+    return _is_plain(layer, Linear) and _stands_for_forward(following, "after_linear") and not watched
 
 
 def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[Any, ...] | None:
@@ -408,7 +416,7 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
     if len(layers) < 2:
         return None
     first, second = layers[:2]
-    watching = None if torch.compiler.is_compiling() else watch.current()
+    watching = watch.current()
     if watching is not None:  # it hears of this pair; of others, layer by layer
         if not (_pools(first, x) and _may_follow(second)):
             return None
@@ -440,7 +448,12 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
 
 def _window_after(conv: nn.Module, pool: nn.Module, x: Tensor) -> int:
     """The side of the windows where a convolution of [T, B, C, H, W] may run together with the pooling after it, else 0."""
-    if torch.compiler.is_compiling() or not isinstance(conv, Conv2d) or not conv.sums_spikes:
+    if (
+        torch.compiler.is_compiling()
+        or not isinstance(conv, Conv2d)
+        or not _is_plain(conv, Conv2d)
+        or not conv.sums_spikes
+    ):
         return 0
     fits = x.is_cpu and x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype in (torch.float32, torch.float64)
     same = x.dtype == conv.weight.dtype and (conv.bias is None or x.dtype == conv.bias.dtype)
@@ -476,7 +489,7 @@ def _conv_averaged(conv: Conv2d, window: int, x: Tensor) -> Tensor:
 
 def _sends(neuron: Any, linear: nn.Module, x: Tensor) -> bool:
     """Whether a neuron may tell the linear layer after it which input gradients it will not use; nobody else may see them."""
-    if not hasattr(neuron, "sends") or type(linear) is not Linear or _is_watched(neuron) or _is_watched(linear):
+    if not hasattr(neuron, "sends") or not _is_plain(linear, Linear) or _is_watched(neuron) or _is_watched(linear):
         return False
     return neuron.sends() and x.dim() > 2 and x.shape[-1] == linear.in_features
 
@@ -489,13 +502,13 @@ def _pools(pool: nn.Module, x: Tensor) -> bool:
 
 
 def _may_follow(neuron: Any) -> bool:
-    return _stands_for_forward(type(neuron), "after_pool") and not _is_watched(neuron)
+    return _stands_for_forward(neuron, "after_pool") and not _is_watched(neuron)
 
 
-def _stands_for_forward(kind: type, method: str) -> bool:
-    """Whether a method may run in place of forward: both are of one class, so that no subclass has a forward of its own."""
-    owners = [next((k for k in kind.__mro__ if name in vars(k)), None) for name in (method, "forward")]
-    return owners[0] is not None and owners[0] is owners[1]
+def _stands_for_forward(layer: nn.Module, method: str) -> bool:
+    """Whether a method may run in place of forward: both are of one class, so that no subclass or layer has a forward of its own."""
+    owners = [next((k for k in type(layer).__mro__ if name in vars(k)), None) for name in (method, "forward")]
+    return owners[0] is not None and owners[0] is owners[1] and "forward" not in vars(layer)
 
 
 def _conv_pooled(conv: Conv2d, pool: AvgPool2d, x: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -435,6 +435,8 @@ def record(
     blocks of memory arrays that hold a spike, which is slow for convolutions. With `to`, a file name, the trace is written there:
     events after each pass, so that a long run fills no memory (read them with `EventTrace.load`: `events` stay out of the trace
     in memory), everything else when the block ends. The file appears under its name only when it is complete.
+    Only passes of the thread that opened the block are counted. Hooks come and go with the block, and torch asks that no other thread
+    runs the model in that moment.
     Units: dt in seconds per step.
     Errors: SpikingError naming the layer, if an operand holds NaN or Inf, its shape fits none of the three, or a neuron of
     another library is not known; SpikingError if a pass ends before its last step.

@@ -694,7 +694,7 @@ def test_a_trace_of_zero_samples_is_not_saved(tmp_path):
 
 
 def test_a_failed_save_leaves_nothing_behind(saved, tmp_path):
-    with pytest.raises(SpikingError, match=r"absent/run\.h5: the trace cannot be written"):
+    with pytest.raises(SpikingError, match=r"absent/run\.h5': the trace cannot be written"):
         saved[1].save(tmp_path / "absent" / "run.h5")
 
 
@@ -777,6 +777,15 @@ def test_contradicting_counters_are_refused(saved, dataset, value, message):
     with h5py.File(saved[0], "a") as file:
         file[dataset][...] = value
     with pytest.raises(SpikingError, match=message):
+        EventTrace.load(saved[0])
+
+
+@pytest.mark.parametrize("name", ["syn", "fan_out", "in_numel"])
+def test_text_in_place_of_numbers_is_refused(saved, name):
+    with h5py.File(saved[0], "a") as file:
+        del file[f"layers/0000/{name}"]
+        file[f"layers/0000/{name}"] = "hello"
+    with pytest.raises(SpikingError, match=r"run\.h5: this is not a readable trace .*numbers|has not"):
         EventTrace.load(saved[0])
 
 

@@ -80,7 +80,7 @@ def test_a_run_that_fails_leaves_no_file_and_the_older_one(tmp_path):
 
 
 def test_a_file_that_cannot_be_made_is_named(tmp_path):
-    with pytest.raises(SpikingError, match=r"missing/run.h5: the trace cannot be written"):
+    with pytest.raises(SpikingError, match=r"missing/run\.h5': the trace cannot be written"):
         record_to(tmp_path / "missing" / "run.h5", [spikes(2, 0)])
 
 

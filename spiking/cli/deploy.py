@@ -89,6 +89,8 @@ def deploy(
         config = ArrayConfig(
             adc_bits=adc_bits, adc_range="calibrated" if adc_bits is not None else "max", wires=Wires(wire, wire)
         )
+    if calibrate < 0:
+        raise SpikingError(f"--calibrate: got {calibrate}; expected a number of recordings, 0 for none.")
     if compensate not in ("none", "array", "column"):
         raise SpikingError(f"--compensate: got {compensate!r}; expected none, array or column.")
     if calibrate < 1 and adc_bits is not None:
@@ -97,7 +99,7 @@ def deploy(
         )
     model, recipe = _model(run)
     recordings = _open(recipe, data)
-    batches, seen = _batches(recipe, recordings, limit, max(calibrate, 0))
+    batches, seen = _batches(recipe, recordings, limit, calibrate)
     studies = []
     for cell in cells:
         studies.append(

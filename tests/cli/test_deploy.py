@@ -111,6 +111,10 @@ def test_presets_are_listed(spiking):
         (("pretrained", "--preset", "pcm", "--wire=-1"), "--wire: got -1.0 ohms; expected 0 or more"),
         (("pretrained", "--preset", "pcm", "--limit", "0"), "--limit: got 0"),
         (("pretrained", "--preset", "pcm", "--trials", "0"), "--trials: got 0; expected at least one chip"),
+        (
+            ("pretrained", "--preset", "pcm", "--calibrate", "-3"),
+            "--calibrate: got -3; expected a number of recordings",
+        ),
     ],
 )
 def test_bad_input_is_told_in_one_line(spiking, recordings, arguments, message):
