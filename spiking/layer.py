@@ -376,9 +376,9 @@ def _out_shape(conv: Conv2d, x: Tensor) -> tuple[int, ...]:
 
 def _convolves(conv: nn.Module, x: Tensor) -> bool:
     """Whether a convolution may run together with the normalisation and pooling after it."""
-    if torch.compiler.is_compiling() or not isinstance(conv, Conv2d) or not conv.sums_spikes or conv.bias is not None:
+    if torch.compiler.is_compiling() or not isinstance(conv, Conv2d) or not _is_plain(conv, Conv2d):
         return False
-    if not _is_plain(conv, Conv2d):
+    if not conv.sums_spikes or conv.bias is not None:
         return False
     fits = x.dim() == 5 and x.shape[2] == conv.in_channels and x.dtype == conv.weight.dtype
     return fits and min(_out_shape(conv, x)) > 0 and not _is_watched(conv)

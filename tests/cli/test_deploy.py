@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from spiking.datasets import SimulatedNMNIST, write_bin
-
-from spiking.cli import main
 
 SMALL = ("--trials", "2", "--calibrate", "8")
 
@@ -25,28 +22,6 @@ def recordings(tmp_path_factory) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             write_bin(folder / f"{i:05d}.bin", data.recording(i))
     return root
-
-
-@pytest.fixture
-def spiking(monkeypatch, capsys, tmp_path):
-    """Run the command in this process, in an empty folder: exit code, standard output, standard error."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SPIKING_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["spiking", *map(str, arguments)])
-        code = 0
-        try:
-            main.run()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield call
-    torch.set_num_threads(threads)
 
 
 def test_a_study_prints_both_columns_and_leaves_figures(spiking, recordings, tmp_path):

@@ -16,7 +16,6 @@ import yaml
 from spiking.datasets import SimulatedNMNIST, write_bin
 
 from spiking import EventTrace
-from spiking.cli import main
 from spiking.models import NMNISTNet
 
 TRAIN, TEST = 60, 30
@@ -35,28 +34,6 @@ def recordings(tmp_path_factory) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             write_bin(folder / f"{i:05d}.bin", data.recording(i))
     return root
-
-
-@pytest.fixture
-def spiking(monkeypatch, capsys, tmp_path):
-    """Run the command in this process, in an empty folder: exit code, standard output, standard error."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SPIKING_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["spiking", *map(str, arguments)])
-        code = 0
-        try:
-            main.run()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield call
-    torch.set_num_threads(threads)
 
 
 def test_a_run_leaves_everything_behind_and_ends_with_the_answer(spiking, recordings, tmp_path):
