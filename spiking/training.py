@@ -7,6 +7,7 @@ not (on the same machine with the same number of threads; convolutions may add i
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import math
@@ -228,6 +229,9 @@ class Trainer:
         self.model = model
         self.optimizer = optimizer(model, self.config)
         self._run, self._optimizer = self.accelerator.prepare(model, self.optimizer)
+        if self.accelerator.num_processes > 1:
+            atexit.unregister(_part_ranks)
+            atexit.register(_part_ranks)
         self._average = _Average(model, self.config.ema_decay) if self.config.ema_decay else None
         self._rates = _Rates(model)
         self._position = _Position()
@@ -648,6 +652,14 @@ def _accelerator(config: TrainConfig, run_dir: Path | None) -> Any:
         raise SpikingError(
             f"Trainer: cannot use {config.device}, {config.mixed_precision}, {config.log_with}: {err}"
         ) from err
+
+
+def _part_ranks() -> None:
+    """Leave the group, and let its threads drop the tensors of the last collective: they need the interpreter for that,
+    and one that finds it ending aborts the process, after all the work. DistributedDataParallel keeps them alive."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    time.sleep(0.1)
 
 
 def _flat(record: dict[str, Any]) -> dict[str, float]:
