@@ -138,14 +138,16 @@ def main() -> None:
             drawn[effect, name][1].append(figures)
             show(effect, [value], [figures])
         for t in WRITTEN_FOR[: 1 if quick or cell.retention is None else None]:
-            model = trained_for(cell, t, task, epochs, folder / f"model-{t:g}")
-            aware = study(task, model, cell, trials, folder / f"aware-{t:g}", times=(t,))
-            show("noise-aware", [t], [aware])
-            lost, left = (found.clean - f.band(time=f.times.index(t)).mean for f in (found, aware))
-            rows.append({"preset": name, "effect": "noise-aware", "value": t, "lost": lost, "left": left})
-            print(
-                f"{name:<10} trained through its own noise at {t:g} s: {100 * lost:.2f} points lost, {100 * left:.2f} left"
-            )
+            longer = trained_for(load_cell("ideal"), 0.0, task, epochs, out / "model-longer")
+            aware = trained_for(cell, t, task, epochs, folder / f"model-{t:g}")
+            lost = found.clean - found.band(time=found.times.index(t)).mean
+            print(f"{name:<10} at {t:g} s: {100 * lost:.2f} points lost")
+            for effect, model in (("trained longer", longer), ("noise-aware", aware)):
+                figures = study(task, model, cell, trials, folder / f"{effect.replace(' ', '-')}-{t:g}", times=(t,))
+                show(effect, [t], [figures])
+                left = found.clean - figures.band().mean
+                rows.append({"preset": name, "effect": effect, "value": t, "lost": lost, "left": left})
+                print(f"{name:<10} {effect}: {100 * left:.2f} points left")
     out.mkdir(parents=True, exist_ok=True)
     document = {"recordings": task.description, "trials": trials, "rows": rows}
     (out / "device_noise.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
