@@ -63,7 +63,7 @@ def calibrate(deployed: M, model: nn.Module, x: Tensor) -> M:
 
     y is what the layer of the trained model gives for the inputs x, y' what the array gives, layer after layer, so that later layers
     see what corrected earlier ones send. No labels are used. The chip's devices are not written again.
-    Errors: SpikingError if the two models have other layers.
+    Errors: SpikingError if the two models have other layers, or if x is not finite.
 
     >>> from spiking.hw_models.deploy import deploy
     >>> net = nn.Sequential(nn.Linear(8, 4))
@@ -78,6 +78,8 @@ def calibrate(deployed: M, model: nn.Module, x: Tensor) -> M:
 
 def wanted_outputs(deployed: nn.Module, model: nn.Module, x: Tensor) -> dict[str, list[Tensor]]:
     """What the layers of the trained model give that stand on arrays in the deployed one: the same for every chip."""
+    if not x.isfinite().all():
+        raise SpikingError("calibrate: got inputs with NaN or infinity; expected finite ones.")
     names = [name for name, _ in array_layers(deployed)]
     _same_layers("calibrate", model, names)
     return _outputs(model, x, names)

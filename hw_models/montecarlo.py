@@ -165,10 +165,10 @@ def monte_carlo(
     """
     cell, batches = load_cell(preset), [(x, labels) for x, labels in data]
     n = sum(len(labels) for _, labels in batches)
-    if trials < 1 or not times or not temperatures or not n:
+    if not isinstance(trials, int) or trials < 1 or not times or not temperatures or not n:
         raise SpikingError(
             f"monte_carlo: got {trials} trials, {len(times)} times, {len(temperatures)} temperatures and {n} samples; "
-            "expected 1 or more of each."
+            "expected a whole number of each, 1 or more."
         )
     for t in times:
         check_time("monte_carlo: times", t)
@@ -226,7 +226,15 @@ def _scores(model: nn.Module, x: Tensor) -> Tensor:
 def _accuracy(
     model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], judge: Callable[[nn.Module, Tensor], Tensor]
 ) -> float:
-    right = sum(int((judge(model, x).argmax(1) == labels).sum()) for x, labels in batches)
+    right = 0
+    for x, labels in batches:
+        scores = judge(model, x)
+        if scores.dim() != 2 or len(scores) != len(labels):
+            raise SpikingError(
+                f"monte_carlo: got scores {list(scores.shape)} for {len(labels)} labels and inputs {list(x.shape)}; expected "
+                "scores [B, classes], one row a label. Give scores=, where the model's outputs are others."
+            )
+        right += int((scores.argmax(1) == labels).sum())
     return right / sum(len(labels) for _, labels in batches)
 
 

@@ -75,14 +75,14 @@ class ArrayConfig:
         }
         for name, least in bits.items():
             value = getattr(self, name)
-            if value is not None and not least <= value <= _MOST_BITS:
+            if value is not None and not (isinstance(value, int) and least <= value <= _MOST_BITS):
                 raise SpikingError(
                     f"ArrayConfig.{name}: got {value} bits; expected {least} to {_MOST_BITS}, or None for none."
                 )
         for name in ("rows", "columns", "slices"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SpikingError(f"ArrayConfig.{name}: got {value}; expected 1 or more.")
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise SpikingError(f"ArrayConfig.{name}: got {value}; expected a whole number, 1 or more.")
         for name in ("adc_noise", "adc_offset"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SpikingError(f"ArrayConfig.{name}: got {getattr(self, name)}; expected 0 or more.")

@@ -1,13 +1,28 @@
-"""The command in this process, for the tests of its verbs."""
+"""The command in this process and recordings for it, for the tests of its verbs."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from spiking.datasets import SimulatedNMNIST, write_bin
 
 from spiking.cli import main
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory) -> Path:
+    """A small folder in N-MNIST's layout, filled with simulated recordings: 60 to train, 30 to test."""
+    root = tmp_path_factory.mktemp("nmnist")
+    for split, n in (("Train", 60), ("Test", 30)):
+        data = SimulatedNMNIST(train=split == "Train", limit=n, cache_dir=root / "cache")
+        for i, label in enumerate(data.labels.tolist()):
+            folder = root / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_bin(folder / f"{i:05d}.bin", data.recording(i))
+    return root
 
 
 @pytest.fixture

@@ -6,22 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from spiking.datasets import SimulatedNMNIST, write_bin
 
 SMALL = ("--trials", "2", "--calibrate", "8")
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory) -> Path:
-    """A small folder in N-MNIST's layout, filled with simulated recordings."""
-    root = tmp_path_factory.mktemp("nmnist")
-    for split in ("Train", "Test"):
-        data = SimulatedNMNIST(train=split == "Train", limit=20, cache_dir=root / "cache")
-        for i, label in enumerate(data.labels.tolist()):
-            folder = root / split / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_bin(folder / f"{i:05d}.bin", data.recording(i))
-    return root
 
 
 def test_a_study_prints_both_columns_and_leaves_figures(spiking, recordings, tmp_path):

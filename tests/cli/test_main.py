@@ -7,26 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from spiking import __version__
 from spiking.cli import doctor, main
 
 COMMAND = str(Path(sys.executable).with_name("spiking"))
 
 
-def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["spiking", *arguments])
-    code = 0
-    try:
-        main.run()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def test_version_is_the_packages(monkeypatch, capsys):
-    import spiking
-
-    assert call(monkeypatch, capsys, "--version") == (0, f"spiking {spiking.__version__}\n", "")
+def test_version_is_the_packages(spiking):
+    assert spiking("--version") == (0, f"spiking {__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -40,53 +28,53 @@ def test_version_is_the_packages(monkeypatch, capsys):
         (KeyboardInterrupt(), 130, "spiking: stopped"),
     ],
 )
-def test_a_full_disk_and_ctrl_c_end_with_one_line(monkeypatch, capsys, fault, code, line):
+def test_a_full_disk_and_ctrl_c_end_with_one_line(spiking, monkeypatch, fault, code, line):
     def stop() -> None:
         raise fault
 
     monkeypatch.setattr(main, "app", stop)
-    found, _, err = call(monkeypatch, capsys, "train")
+    found, _, err = spiking("train")
     assert found == code
     assert err.startswith(line)
     assert err.count("\n") == 1
 
 
-def test_help_lists_every_verb(monkeypatch, capsys):
-    code, out, _ = call(monkeypatch, capsys, "--help")
+def test_help_lists_every_verb(spiking):
+    code, out, _ = spiking("--help")
     assert code == 0
     assert all(verb in out for verb in main.VERBS)
     assert "Not available" not in out
 
 
-def test_help_teaches(monkeypatch, capsys):
-    code, out, _ = call(monkeypatch, capsys, "train", "nmnist", "--help")
+def test_help_teaches(spiking):
+    code, out, _ = spiking("train", "nmnist", "--help")
     assert code == 0
     for needed in ("spiking train nmnist --resume", "10.17632/468j46mzdv.1", "test.zip", "SIMULATED", "exit code 130"):
         assert needed in " ".join(out.split())
 
 
-def test_a_verb_that_cannot_be_loaded_says_why_and_breaks_no_other(monkeypatch, capsys):
+def test_a_verb_that_cannot_be_loaded_says_why_and_breaks_no_other(spiking, monkeypatch):
     monkeypatch.setitem(main.VERBS, "broken", "spiking.cli.no_such_module")
-    code, _, err = call(monkeypatch, capsys, "broken", "x", "--y")
+    code, _, err = spiking("broken", "x", "--y")
     assert code == 2
     assert err.startswith("spiking: spiking broken: not available here: No module named 'spiking.cli.no_such_module'")
     assert err.count("\n") == 1
-    code, out, _ = call(monkeypatch, capsys, "--help")
+    code, out, _ = spiking("--help")
     assert code == 0
     assert "Not available here" in out
     assert "train" in out
 
 
 @pytest.mark.parametrize("verb", list(main.VERBS))
-def test_every_verb_has_help(monkeypatch, capsys, verb):
-    code, out, _ = call(monkeypatch, capsys, verb, "--help")
+def test_every_verb_has_help(spiking, verb):
+    code, out, _ = spiking(verb, "--help")
     assert code == 0
     assert f" {verb} [OPTIONS]" in out
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["train", "nonsense"], ["train", "nmnist", "--epochs", "many"]])
-def test_usage_errors_have_exit_code_2(monkeypatch, capsys, arguments):
-    assert call(monkeypatch, capsys, *arguments)[0] == 2
+def test_usage_errors_have_exit_code_2(spiking, arguments):
+    assert spiking(*arguments)[0] == 2
 
 
 def test_a_real_process_ends_with_one_line_and_code_2(tmp_path):
@@ -108,13 +96,13 @@ def test_the_command_loads_only_what_every_verb_needs():
     assert found.stdout.strip() == "[]", found.stderr
 
 
-def test_doctor_prints_a_table_and_json(monkeypatch, capsys):
+def test_doctor_prints_a_table_and_json(spiking):
     from spiking.cuda_kernels import backend
 
-    code, out, _ = call(monkeypatch, capsys, "doctor")
+    code, out, _ = spiking("doctor")
     assert code == 0
     assert "torch" in out
-    code, out, _ = call(monkeypatch, capsys, "doctor", "--json")
+    code, out, _ = spiking("doctor", "--json")
     assert code == 0
     assert set(json.loads(out)) == set(backend.report())
 

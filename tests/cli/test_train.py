@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from spiking.datasets import SimulatedNMNIST, write_bin
 
 from spiking import EventTrace
 from spiking.models import NMNISTNet
@@ -21,19 +20,6 @@ from spiking.models import NMNISTNet
 TRAIN, TEST = 60, 30
 SMALL = ("--epochs", "2", "--batch-size", "16", "--time-bins", "4")
 COMMAND = Path(sys.executable).with_name("spiking")
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory) -> Path:
-    """A small folder in N-MNIST's layout, filled with simulated recordings."""
-    root = tmp_path_factory.mktemp("nmnist")
-    for split, n in (("Train", TRAIN), ("Test", TEST)):
-        data = SimulatedNMNIST(train=split == "Train", limit=n, cache_dir=root / "cache")
-        for i, label in enumerate(data.labels.tolist()):
-            folder = root / split / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_bin(folder / f"{i:05d}.bin", data.recording(i))
-    return root
 
 
 def test_a_run_leaves_everything_behind_and_ends_with_the_answer(spiking, recordings, tmp_path):

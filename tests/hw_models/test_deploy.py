@@ -312,6 +312,8 @@ def test_bad_use_is_refused(net, x):
         age(net, 0.0)
     with pytest.raises(SpikingError, match=r'calibrate: Sequential has no layer "2"'):
         calibrate(deploy(net, "ideal"), Sequential(LIF()), x)
+    with pytest.raises(SpikingError, match=r"calibrate: got inputs with NaN or infinity"):
+        calibrate(deploy(net, "ideal"), net, torch.full_like(x, float("nan")))
     with pytest.raises(SpikingError, match=r"ArrayLinear: got input of shape \[2, 3\]; expected 5"):
         deploy(nn.Linear(5, 2), "ideal")(torch.zeros(2, 3))
 
@@ -524,6 +526,11 @@ def test_progress_is_a_line_for_each_figure(task, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"trials": 2.5}, r"monte_carlo: got 2\.5 trials"),
+        (
+            {"scores": lambda model, x: model(x)[1:]},
+            r"monte_carlo: got scores \[49, 3\] for 50 labels and inputs \[50, 10\]; expected scores \[B, classes\]",
+        ),
         ({"trials": 0}, r"monte_carlo: got 0 trials, 2 times, 2 temperatures and 80 samples"),
         ({"times": (-5.0,)}, r"monte_carlo: times: got t=-5\.0; expected seconds"),
         (
