@@ -343,7 +343,11 @@ class _StageRun:
             {"params": [p for p in model.parameters() if id(p) in own], "lr_scale": self.config.threshold_lr},
         ]
         made = torch.optim.Adam(
-            [g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay, amsgrad=True
+            [g for g in groups if g["params"]],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            amsgrad=True,
+            fused=True,
         )
 
         @torch.no_grad()

@@ -283,7 +283,7 @@ def _ann_objective(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
 
 
 def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
 
 
 def run(
