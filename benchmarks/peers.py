@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiking import LIF, AvgPool2d, BatchNorm2d, Conv2d, MaxPool2d
+from spiking import LIF, AvgPool2d, BatchNorm2d, Conv2d, Linear, MaxPool2d
 
 __all__ = ["NEURONS", "installed", "with_neurons"]
 
@@ -139,25 +139,27 @@ def installed(*names: str) -> dict[str, Callable[[float], nn.Module]]:
 
 
 class Folded(nn.Module):
-    """torch's own layer on [T, B, *], with time folded into the batch as the peers' layers and tutorials do it."""
+    """What torch's own layer does on [T, B, *], with time folded into the batch as the peers' layers and tutorials do it."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        self.torchs = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch."))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        y: Tensor = self.torchs.forward(self.layer, x.flatten(0, 1))
+        return y.unflatten(0, x.shape[:2])
 
 
 def with_neurons(network: nn.Module, make: Callable[[float], nn.Module], own_layers: bool = False) -> nn.Module:
     """The network with every hidden LIF replaced by `make(beta)`; weights stay.
 
-    Convolutions, norms and pooling become torch's own (ours are those on one image), unless `own_layers` keeps ours.
+    Layers with weights, norms and pooling run as torch's own, which know no events, unless `own_layers` keeps ours.
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LIF) and child.rule.reset != "none":
                 setattr(parent, name, make(float(child.cells()["beta"])))
-            elif isinstance(child, (Conv2d, BatchNorm2d, AvgPool2d, MaxPool2d)) and not own_layers:
+            elif isinstance(child, (Conv2d, Linear, BatchNorm2d, AvgPool2d, MaxPool2d)) and not own_layers:
                 setattr(parent, name, Folded(child))
     return network

@@ -138,7 +138,8 @@ def run_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(spikes, last state, saved) by a kernel; only that of CPUs knows a `drive`."""
     choice = backend.choose(x.device).name
-    given, x = x, x.contiguous()
+    constant = choice == "cpu" and drive is None and x.shape[0] > 1 and x.stride(0) == 0 and x[0].is_contiguous()
+    given, x = x, x if constant else x.contiguous()
     shape = tuple(x.shape) if drive is None else drive.shape(x)
     state = None if state is None else state.contiguous()
     params = None if params is None else params.contiguous()
@@ -161,7 +162,8 @@ def run_forward(
         if watching is not None:
             counts = np.zeros((threads, 3 * steps * shape[1] + features + 1), np.int32)
         tally = (features, 0 if counts is None else counts.ctypes.data)
-        backend.compiled().neuron_forward(*addresses, *sizes, packed, numbers, threads, driven, *tally)  # type: ignore[union-attr]
+        call = (*addresses, *sizes, packed, numbers, threads, driven, *tally, constant)
+        backend.compiled().neuron_forward(*call)  # type: ignore[union-attr]
         if watching is not None and counts is not None:
             watching.leave_neurons(given, s, watch.NeuronCounts.of(counts, steps, features))
     return s, last, saved

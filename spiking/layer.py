@@ -19,7 +19,7 @@ from torch.nn import functional as tf
 
 from spiking.cuda_kernels import cost, event_conv_ops, event_linear_ops, watch
 from spiking.cuda_kernels.cuda import event as cuda_event
-from spiking.cuda_kernels.pool_ops import pool_moments
+from spiking.cuda_kernels.pool_ops import average_pool, pool_moments
 from spiking.errors import SpikingError
 
 __all__ = [
@@ -150,6 +150,12 @@ class AvgPool2d(nn.AvgPool2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        window = _window(self)
+        ours = (
+            window is not None and not torch.compiler.is_compiling() and input.is_cpu and event_linear_ops._plain(input)
+        )
+        if ours and input.dtype in (torch.float32, torch.float64) and min(input.shape[-2:], default=0) >= (window or 1):
+            return _images(self, input, lambda images: average_pool(images, window))
         return _images(self, input, super().forward)
 
 

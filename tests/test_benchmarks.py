@@ -1,13 +1,17 @@
 """The benchmark cases: what they count, and that every one of them runs."""
 
+import copy
 import math
 
 import pytest
 import torch
-from spiking.benchmarks import density, event_cuda, training_step
+from spiking.benchmarks import density, event_cuda, peers, training_step
 from spiking.benchmarks.cases import estimate, event_conv, event_linear, lif, train_conv, train_mlp
 from spiking.benchmarks.run import Row, draw, run
+from spiking.cuda_kernels import event_conv_ops, event_linear_ops
+from torch.testing import assert_close
 
+import spiking
 from spiking import hw_models
 from spiking.errors import SpikingError
 
@@ -135,3 +139,20 @@ def test_training_steps_against_peers_and_their_memory():
         "g: against the fastest peer (sinabs): 4.0× (target 2×)",
         "g: peak memory 40.0 MB, 0.44 of the leanest peer's (snntorch; target 0.50)",
     ]
+
+
+def test_peers_run_among_torchs_own_layers(monkeypatch):
+    net = spiking.Sequential(spiking.Conv2d(2, 3, 3), spiking.LIF(), spiking.Flatten(), spiking.Linear(3 * 16, 2))
+    x = torch.rand(4, 2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    theirs = peers.with_neurons(copy.deepcopy(net), lambda beta: torch.nn.Identity())
+    ours = peers.with_neurons(copy.deepcopy(net), lambda beta: torch.nn.Identity(), own_layers=True)
+    assert_close(theirs(x), ours(x))
+
+    def refuse(*arguments):
+        raise AssertionError("an event-driven kernel was asked")
+
+    monkeypatch.setattr(event_conv_ops, "conv2d", refuse)
+    monkeypatch.setattr(event_linear_ops, "linear", refuse)
+    with pytest.raises(AssertionError):
+        ours(x)
+    theirs(x)

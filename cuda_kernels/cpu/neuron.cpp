@@ -96,9 +96,12 @@ SPIKING_ROW void store_row(const T* __restrict from, IO* __restrict to, i64 n, b
     }
 }
 
+// Numbers from the input of one step to that of the next.
+SPIKING_FN i64 x_step(const NeuronCall& p) { return p.x_is_constant ? 0 : p.N; }
+
 template <class IO, class T>
 SPIKING_FN const T* input_row(const NeuronCall& p, i64 t, i64 first, i64 n, T* buffer) {
-    if (!p.drive) return load_row(static_cast<const IO*>(p.x) + t * p.N + first, buffer, n);
+    if (!p.drive) return load_row(static_cast<const IO*>(p.x) + t * x_step(p) + first, buffer, n);
     driven_row<IO>(p, t, first, n, buffer);
     return buffer;
 }
@@ -301,8 +304,8 @@ void forward_strips(const NeuronCall& p, i64 first, i64 n, float* v, const float
         const i64 steps = p.T - t >= STRIP ? STRIP : 1, at = t * p.N;
         // After the last step: the rows of the block that this thread takes next.
         const i64 ahead = t + 2 * steps <= p.T ? steps * p.N : first + 2 * n <= p.N ? n - at : 0;
-        const Strip rows{n, p.N, ahead};
-        const auto run = [&](auto strip) { strip(x + at, s + at, h ? h + at : nullptr, v, beta, threshold, rule, rows); };
+        const Strip rows{n, p.N, p.x_is_constant ? 0 : ahead, x_step(p)};
+        const auto run = [&](auto strip) { strip(x + t * x_step(p), s + at, h ? h + at : nullptr, v, beta, threshold, rule, rows); };
         if (steps == STRIP)
             h ? stream ? run(forward_strip<reset, STRIP, true, true>) : run(forward_strip<reset, STRIP, false, true>)
               : stream ? run(forward_strip<reset, STRIP, true, false>) : run(forward_strip<reset, STRIP, false, false>);
@@ -331,7 +334,7 @@ void backward_strips(const NeuronCall& p, i64 first, i64 n, const float* flat, f
                 t -= steps;
                 const i64 at = t * p.N;
                 const i64 ahead = t >= steps ? -steps * p.N : first + 2 * n <= p.N ? (p.T - STRIP) * p.N - at + n : 0;
-                const Strip rows{n, p.N, ahead};
+                const Strip rows{n, p.N, ahead, p.N};
                 const float* g = given ? gs + at : gs;
                 const auto run = [&](auto strip) { strip(h + at, g, given ? p.N : 0, gx + at, carry, beta, threshold, rule, rows); };
                 if (steps == STRIP) stream ? run(backward_strip<reset, kind, STRIP, true>) : run(backward_strip<reset, kind, STRIP, false>);
@@ -375,7 +378,7 @@ void forward_block(const NeuronCall& p, i64 first, i64 n, int thread) {
         constexpr bool direct = sizeof(IO) == sizeof(T);
         // After the last step: the first row of the block that this thread takes next.
         const i64 after = t + 1 < p.T ? at + p.N : first + n < p.N ? first + n : -1;
-        const void* next = after >= 0 && !p.drive ? static_cast<const IO*>(p.x) + after : nullptr;
+        const void* next = after >= 0 && !p.drive && !p.x_is_constant ? static_cast<const IO*>(p.x) + after : nullptr;
         T* s = direct && !stream ? reinterpret_cast<T*>(out) : sb;
         T* h = p.save == 1 && !stream ? static_cast<T*>(p.saved) + at : hb;
         step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n, next, sizeof(IO));

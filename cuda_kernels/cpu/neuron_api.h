@@ -22,7 +22,7 @@ struct TallyCall {
 struct NeuronCall {
     const DriveCall* drive;    // null: x is the input of the neurons, [T, N]
     const TallyCall* tally;    // forward; null: nobody wants to know
-    // Forward: x [T, N] in `dtype`; everything else in the state's type (double for float64, else float).
+    // Forward: x [T, N] in `dtype`, or [N] where x_is_constant (and there is no drive); everything else in the state's type (double for float64, else float).
     const void* x;
     void* s;                   // [T, N] in `dtype`
     void* saved;               // value: h [T, N]; half: h - threshold [T, N] in 16 bits; recompute: states at chunk borders
@@ -36,7 +36,7 @@ struct NeuronCall {
     void* grad_x;              // [T, N] in `dtype`
     void* grad_state0;         // [S, N]; null: not wanted
     double* grad_params;       // [threads, 3, C], zeroed by the caller; null: not wanted
-    bool grad_s_is_scalar;
+    bool grad_s_is_scalar, x_is_constant;
 
     long long T, N, C, inner;  // neuron n uses parameter (n / inner) % C
     int dtype;                 // 0 float32, 1 float64, 2 bfloat16, 3 float16

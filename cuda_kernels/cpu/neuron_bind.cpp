@@ -46,8 +46,9 @@ const DriveCall* drive_of(const Drive& v, DriveCall& d) {
 
 void neuron_forward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t s, uintptr_t state1, uintptr_t saved, long long T,
                     long long N, long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers,
-                    int threads, const Drive& drive, long long features, uintptr_t tally) {
+                    int threads, const Drive& drive, long long features, uintptr_t tally, bool x_is_constant) {
     NeuronCall p = call_of(x, state0, params, saved, {T, N, C, inner}, rule, numbers, threads);
+    p.x_is_constant = x_is_constant;
     DriveCall d{};
     p.drive = drive_of(drive, d);
     const TallyCall counts{features, pointer<int>(tally)};

@@ -46,12 +46,36 @@ void forward_plane(const PoolCall& p, i64 plane, double* moments) {
     const i64 rows = p.height / p.window, columns = p.width / p.window, channel = plane % p.channels;
     T* out = static_cast<T*>(p.pooled) + plane * rows * columns;
     T sum[LANES] = {}, square[LANES] = {};
-    add_moments(x, p.height * p.width, sum, square);
+    if (moments) add_moments(x, p.height * p.width, sum, square);
     for (i64 i = 0; i < rows; ++i) pool_row(x + i * p.window * p.width, p.width, p.window, columns, out + i * columns);
+    if (!moments) return;
     double s = 0, q = 0;
     for (i64 l = 0; l < LANES; ++l) s += double(sum[l]), q += double(square[l]);
     moments[channel] += s;
     moments[p.channels + channel] += q;
+}
+
+// dL/dx = dL/dpooled / window², and zero where no window is
+template <class T>
+void spread_plane(const PoolCall& p, i64 plane) {
+    const i64 rows = p.height / p.window, columns = p.width / p.window, covered = columns * p.window;
+    const T* g = static_cast<const T*>(p.grad_pooled) + plane * rows * columns;
+    T* out = static_cast<T*>(p.grad_x) + plane * p.height * p.width;
+    const T share = T(1) / T(p.window * p.window);
+    for (i64 i = 0; i < p.height; ++i) {
+        T* __restrict to = out + i * p.width;
+        const bool inside = i < rows * p.window;
+        if (inside && i % p.window) {
+            __builtin_memcpy(to, to - p.width, u64(p.width) * sizeof(T));
+            continue;
+        }
+        const T* __restrict row = g + i / p.window * columns;
+        if (inside && p.window == 2)
+            for (i64 j = 0; j < columns; ++j) to[2 * j] = row[j] * share, to[2 * j + 1] = row[j] * share;
+        else if (inside)
+            for (i64 j = 0; j < covered; ++j) to[j] = row[j / p.window] * share;
+        for (i64 j = inside ? covered : 0; j < p.width; ++j) to[j] = T(0);
+    }
 }
 
 // dL/dx = dL/dsum + 2·x·dL/dsquare + dL/dpooled / window²
@@ -91,7 +115,7 @@ void over_planes(const PoolCall& p, const Body& body) {
 
 void forward(const PoolCall& p) {
     over_planes(p, [&](i64 plane, int thread) {
-        double* moments = p.moments + thread * 2 * p.channels;
+        double* moments = p.moments ? p.moments + thread * 2 * p.channels : nullptr;
         if (p.wide) forward_plane<double>(p, plane, moments);
         else forward_plane<float>(p, plane, moments);
     });
@@ -99,8 +123,8 @@ void forward(const PoolCall& p) {
 
 void backward(const PoolCall& p) {
     over_planes(p, [&](i64 plane, int) {
-        if (p.wide) backward_plane<double>(p, plane);
-        else backward_plane<float>(p, plane);
+        if (p.grad_moments) p.wide ? backward_plane<double>(p, plane) : backward_plane<float>(p, plane);
+        else p.wide ? spread_plane<double>(p, plane) : spread_plane<float>(p, plane);
     });
 }
 

@@ -9,8 +9,9 @@ namespace SPIKING_NS {
 #if SPIKING_WIDE
 constexpr int STRIP = 4;       // steps; more would open more rows at once than the translation buffer likes
 
-// Rows of one block: row t lies `stride` floats after row t - 1. `ahead` (floats; 0: none) leads to the rows that come next.
-struct Strip { i64 n, stride, ahead; };
+// Rows of one block: row t lies `stride` floats after row t - 1, of the input `x_stride` (0: the same at every step). `ahead` (floats; 0:
+// none) leads to the rows that come next.
+struct Strip { i64 n, stride, ahead, x_stride; };
 
 SPIKING_FN Rule<Wide> widened(const Rule<float>& r) {
     return {Wide(r.v_reset), Wide(r.v_leak), Wide(r.beta_adapt), Wide(r.adapt_scale), Wide(r.a), Wide(r.b), Wide(r.on_tie), Wide(r.decay_input),
@@ -30,9 +31,9 @@ void forward_strip(const float* x, float* s, float* h, float* v, const float* be
         const Wide bk = load_wide(beta + k), thk = load_wide(threshold + k);
 #pragma GCC unroll 8
         for (int t = 0; t < steps; ++t) {
-            const i64 here = t * at.stride + k;
-            if (at.ahead) __builtin_prefetch(x + here + at.ahead, 0, 2);
-            const Wide sk = neuron_step<Kind::lif, reset, Flags::plain>(load_wide(x + here), vk, none, none, bk, thk, none, wide, hk);
+            const i64 here = t * at.stride + k, there = t * at.x_stride + k;
+            if (at.ahead) __builtin_prefetch(x + there + at.ahead, 0, 2);
+            const Wide sk = neuron_step<Kind::lif, reset, Flags::plain>(load_wide(x + there), vk, none, none, bk, thk, none, wide, hk);
             put(s + here, sk, stream);
             if (keep) put(h + here, hk, stream);
         }
@@ -42,7 +43,7 @@ void forward_strip(const float* x, float* s, float* h, float* v, const float* be
         float none = 0.0f, hk;
         for (int t = 0; t < steps; ++t) {
             const i64 here = t * at.stride + k;
-            s[here] = neuron_step<Kind::lif, reset, Flags::plain>(x[here], v[k], none, none, beta[k], threshold[k], none, rule, hk);
+            s[here] = neuron_step<Kind::lif, reset, Flags::plain>(x[t * at.x_stride + k], v[k], none, none, beta[k], threshold[k], none, rule, hk);
             if (keep) h[here] = hk;
         }
     }

@@ -127,8 +127,25 @@ def _answer(metrics: dict[str, Any]) -> list[str]:
                 f"{name}, T={stage['timesteps']}: test {Proportion(**stage['test'])}; energy against FP32: {gains}; "
                 f"{_dearer(stage['energy']['twins'])}"
             )
-    times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in metrics["latency"].items())
-    return [*lines, f"one image on this machine: {times}", f"report: {metrics['report']}"]
+    return [*lines, *_latency(metrics["latency"], metrics["threads"]), f"report: {metrics['report']}"]
+
+
+def _latency(seconds: dict[str, float], threads: int) -> list[str]:
+    """The time of one image, and of each start how many times as fast the last stage is as the first and as the dense network."""
+    times = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
+    lines = [
+        f"one image on this machine ({threads} thread{'s' * (threads != 1)}, medians of networks that ran in turn): {times}"
+    ]
+    starts: dict[str, list[tuple[str, float]]] = {}
+    for name, value in seconds.items():
+        start, _, steps = name.partition(" ")
+        if steps:
+            starts.setdefault(start, []).append((steps, value))
+    for start, stages in starts.items():
+        (first, slow), (last, quick) = stages[0], stages[-1]
+        against = f", and {slow / quick:.2f}× as fast as at {first}" if len(stages) > 1 else ""
+        lines.append(f"{start}, {last}: {seconds['conventional'] / quick:.2f}× as fast as the dense network{against}")
+    return lines
 
 
 def _dearer(twins: dict[str, float]) -> str:

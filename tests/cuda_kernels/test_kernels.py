@@ -269,6 +269,21 @@ def test_the_number_of_threads_changes_nothing():
         assert_close(grad[2], results[0][2][2], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("name", ["lif-subtract", "lif-zero", "normalize", "decay-input", "cuba-zero"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_input_that_is_the_same_at_every_step_equals_its_copy(level, name, dtype):
+    rule = Rule(surrogate.ATan(2.0), **RULES[name])
+    integers, numbers = ops.pack(rule, 0.8, 0.6, 0.5)
+    current = torch.rand(1, 3, 2500, generator=torch.Generator().manual_seed(5)).to(dtype)
+    for steps in (1, 2, 5, 8):
+        shown = current.expand(steps, *current.shape[1:])
+        save = 3 if name.startswith(RECOMPUTE_ONLY) else 1
+        for got, wanted in zip(
+            *(ops.integrate(x, None, None, 1, integers, numbers, save) for x in (shown, shown.clone()))
+        ):
+            assert_close(got, wanted, rtol=0, atol=0)
+
+
 def test_all_levels_give_the_same_bits():
     rule = Rule(surrogate.Sigmoid(), decay_input=True)
     x, state, params, inner = _case(rule, (30, 2, 501), torch.float32)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from spiking.cuda_kernels import backend
-from spiking.cuda_kernels.pool_ops import pool_moments
+from spiking.cuda_kernels.pool_ops import average_pool, pool_moments
 from torch.nn import functional as tf
 from torch.testing import assert_close
 
@@ -32,7 +32,51 @@ def test_pool_and_moments_equal_torch(level, shape, window, dtype):
     assert (got - wanted).abs().max() <= tight * wanted.abs().max()
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 9, 11), (2, 3, 30, 30), (1, 1, 2, 2), (64, 8, 16, 14)])
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_averages_equal_torch(level, shape, window, dtype):
+    if min(shape[2:]) < window:
+        return
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=g, dtype=dtype).requires_grad_()
+    pooled, expected = average_pool(x, window), tf.avg_pool2d(x, window)
+    weights = torch.randn(pooled.shape, generator=g, dtype=dtype)
+    got, wanted = (torch.autograd.grad(y, x, weights)[0] for y in (pooled, expected))
+    slack = 0 if window < 3 else 1e-15 if dtype == torch.float64 else 5e-7  # a ninth is no binary fraction
+    assert_close(pooled, expected, rtol=0, atol=slack)
+    assert_close(got, wanted, rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [spiking.AvgPool2d(2), spiking.AvgPool2d(2, 1), spiking.AvgPool2d(2, padding=1), spiking.AvgPool2d((2, 4))],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_pooling_layer_equals_torch(layer, dtype):
+    x = torch.randn(3, 2, 4, 10, 12, generator=torch.Generator().manual_seed(4)).to(dtype)
+    plain = torch.nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding)
+    for given in (x, x.transpose(3, 4), x[0]):
+        images = given.flatten(0, -4)
+        assert torch.equal(layer(given).flatten(0, -4), plain(images))
+
+
+def test_an_image_smaller_than_the_window_is_refused():
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        spiking.AvgPool2d(2)(torch.zeros(1, 1, 1, 1, 1))
+
+
 def test_gradcheck_and_opcheck():
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: average_pool(t, 2), x)
+    assert torch.autograd.gradgradcheck(lambda t: average_pool(t, 2), x)
+    torch.library.opcheck(torch.ops.spiking.average_pool.default, (x, 2))
+    torch.library.opcheck(
+        torch.ops.spiking.average_pool_backward.default, (torch.ones(2, 3, 2, 2, dtype=torch.float64), 5, 4, 2)
+    )
+
+
+def test_moments_gradcheck_and_opcheck():
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(lambda t: pool_moments(t, 2), x)
     torch.library.opcheck(torch.ops.spiking.pool_moments.default, (x, 2))

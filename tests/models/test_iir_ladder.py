@@ -1,6 +1,8 @@
 """The ladder: golden training steps, its stages, resuming, its warnings and refusals."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import spiking
 from spiking import SpikingError, checkpoint, encode, loss
 from spiking.convert import from_ann
 from spiking.interrupt import Interrupted
-from spiking.models.iir import LadderConfig, diagnose, price, published_energy, reduce_timesteps
+from spiking.models.iir import LadderConfig, ResNet, diagnose, price, published_energy, reduce_timesteps
 from spiking.models.iir.ladder import Stage, _StageRun
 from spiking.models.iir.watch import watch
 from spiking.progress import Display
@@ -165,7 +167,7 @@ def test_diagnose_names_what_long_calibration_leaves_silent(golden):
     assert all(f.stops for f in long)
     assert "Convert with calibration_steps=1, or lower all thresholds" in long[0].text
     assert found(calibration_steps=1) == []
-    assert not any(f.stops for f in found(calibration_steps=1, sigma=0.6))
+    assert found(calibration_steps=1, sigma=0.6) == []
 
 
 def test_diagnose_sees_late_and_saturated_layers(golden):
@@ -176,6 +178,76 @@ def test_diagnose_sees_late_and_saturated_layers(golden):
     saturated = diagnose(from_ann(ann, x, timesteps=1, sigma=0.2), x, timesteps=2)
     assert "saturated" in {f.kind for f in saturated}
     assert "does not fire in the first step" in next(f.text for f in late if f.kind == "late")
+
+
+def test_diagnose_sees_classes_that_never_win_and_gradients_that_vanish(ann, data):
+    net = converted(ann, data)
+    x, labels = data.x[:, 0], data.labels
+    assert diagnose(net, x, 3, labels) == []
+    with torch.no_grad():
+        net.body[-1].weight[:2] = -1.0
+    dead = diagnose(net, x, 3, labels)
+    assert [f.kind for f in dead] == ["dead output"]
+    assert re.fullmatch(r"only [12] of 4 classes are ever the answer, for 160 images\.", dead[0].text)
+    assert not dead[0].stops
+    assert diagnose(net, x[:39], 3) == []  # too few to say so
+    net = converted(ann, data)
+    with torch.no_grad():
+        net.body[0].weight.mul_(1e6)
+        neurons(net)[0].threshold.mul_(1e6)  # the same spikes
+    (vanishing,) = diagnose(net, x, 3, labels)
+    assert (vanishing.layer, vanishing.kind) == ("body.0", "vanishing gradient")
+    assert not any(p.grad is not None for p in net.parameters())
+    with pytest.raises(SpikingError, match=r"diagnose\.labels: got classes 1 to 4; expected 0 to 3"):
+        diagnose(net, x, 3, labels + 1)
+
+
+def test_diagnose_sees_leaks_at_their_limits(ann, data):
+    net = converted(ann, data)
+    x = data.x[:, 0]
+    assert diagnose(net, x, 3) == []
+    assert [f.kind for f in diagnose(net, x, 3, trained=True)] == ["leaks"]
+    assert diagnose(net, x, 1, trained=True) == []  # nothing is ever forgotten within one step
+    neurons(net)[0].beta.data.fill_(0.9)
+    assert diagnose(net, x, 3, trained=True) == []
+    neurons(net)[0].beta.data.fill_(-0.1)
+    (found,) = diagnose(net, x, 3)
+    assert found.text == 'layer "body.1" has a leak of -0.1; expected 0 to 1. It acts as 0.'
+
+
+def test_diagnose_sees_residual_thresholds_that_were_never_calibrated():
+    torch.manual_seed(0)
+    ann, x = ResNet("resnet12", in_channels=1, image_size=8, width=0.1), torch.rand(8, 1, 8, 8)
+    net = from_ann(ann, x, timesteps=1)
+    assert "default threshold" not in {f.kind for f in diagnose(net, x, 1)}
+    for name, layer in net.body.named_children():
+        if isinstance(layer, spiking.LIF) and name.startswith("blocks"):
+            layer.threshold.data.fill_(0.4)
+    found = [f for f in diagnose(net, x, 2) if f.kind == "default threshold"]
+    assert [f.layer for f in found] == ["body.blocks_0_act1"]
+    assert "and 7 more have the threshold 0.4, as before calibration" in found[0].text
+
+
+def test_a_threshold_that_no_activity_gives_is_an_error():
+    ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    ann[0].bias.data.fill_(-10.0)
+    with pytest.raises(SpikingError, match=r'layer "1": got -.* as its threshold; expected a number above 0'):
+        from_ann(ann, torch.rand(20, 4), timesteps=1)
+
+
+def test_a_stage_at_chance_is_stopped_or_said(ann, data):
+    generator = torch.Generator().manual_seed(3)
+    guesses = TensorBatches(data.x, torch.randint(0, 4, (160,), generator=generator))
+    long = replace(quick(), train=replace(quick().train, epochs=3, lr=1e-6))
+    chance = r"reduce_timesteps: T=1: after 2 epochs \d+\.\d % of validation images are right.*calibration_steps=1"
+    with pytest.raises(SpikingError, match=chance):
+        reduce_timesteps(converted(ann, data), data, guesses, (1,), config=long, display=Display())
+    said = reduce_timesteps(
+        converted(ann, data), data, guesses, (1,), config=replace(long, on_silent="warn"), display=Display()
+    )
+    assert sum("nothing is learned" in text for text in said.stages[0].warnings) == 1
+    assert said.stages[0].epochs == 3
+    reduce_timesteps(converted(ann, data), data, guesses, (1,), config=quick(), display=Display())  # it is over by then
 
 
 def test_diagnose_and_watch_refuse():

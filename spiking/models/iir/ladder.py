@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +30,8 @@ __all__ = ["LadderConfig", "LadderResult", "StageReport", "reduce_timesteps"]
 
 LEAST_THRESHOLD = 1e-3
 MOST_LOST = 3.0  # percentage points between two stages
+PATIENCE = 2  # epochs until validation has to be above chance
+AFTERWARDS = ("leaks", "dead output")  # what a trained stage is looked at for
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,31 @@ def _note_settings(folder: Path | None, steps: tuple[int, ...], config: LadderCo
         ckpt.write_atomically(file, (json.dumps(settings, indent=2) + "\n").encode())
 
 
+class _ChanceWatch(Display):
+    """Passes on to a stage's display, and looks at what validation says after the first epochs."""
+
+    def __init__(self, stage: _StageRun, validation: Batches) -> None:
+        self.stage, self.validation, self.best = stage, validation, 0.0
+
+    def start(self, epochs: int, steps: int, epoch: int) -> None:
+        self.stage.display.start(epochs, steps, epoch)
+
+    def step(self, step: int, running: dict[str, Any]) -> None:
+        self.stage.display.step(step, running)
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        self.stage.display.epoch(record, epochs)
+        self.best = max(self.best, record["validation_accuracy"])
+        if record["epoch"] + 1 == PATIENCE < epochs:
+            self.stage.look_at_chance(self.best, self.validation)
+
+    def message(self, text: str) -> None:
+        self.stage.display.message(text)
+
+    def close(self) -> None:
+        self.stage.display.close()
+
+
 class _StageRun:
     """One stage: its checks, its training, its report."""
 
@@ -274,19 +302,22 @@ class _StageRun:
             self.objective,
             self.config.train,
             self.folder,
-            self.display,
+            _ChanceWatch(self, validation),
             optimizer=self.optimizer,
             schedule=milestones(self.config.milestones, factor=5),
         )
-        images = self._some(train, trainer)
+        images, labels = self._some(train, trainer)
         if not resumes:
-            self._look_at(diagnose(self.stage.network, images, timesteps))
+            self._look_at(diagnose(self.stage.network, images, timesteps, labels))
         before = self._rates(images)
         history = trainer.fit(train, validation, resume=resumes)
         best = max(history, key=lambda r: (r["validation_accuracy"], -r["validation_loss"]))
         tested = None if test is None else trainer.evaluate(test)
         self.stage.to("cpu")
         images = images.to("cpu")
+        self._look_at(
+            [f for f in diagnose(self.stage.network, images, timesteps, trained=True) if f.kind in AFTERWARDS]
+        )
         rates = self._rates(images)
         report = StageReport(
             timesteps=timesteps,
@@ -343,7 +374,11 @@ class _StageRun:
             {"params": [p for p in model.parameters() if id(p) in own], "lr_scale": self.config.threshold_lr},
         ]
         made = torch.optim.Adam(
-            [g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay, amsgrad=True
+            [g for g in groups if g["params"]],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            amsgrad=True,
+            fused=True,
         )
 
         @torch.no_grad()
@@ -364,10 +399,27 @@ class _StageRun:
 
     # looking at the network
 
-    def _some(self, train: Batches, trainer: Trainer) -> Tensor:
-        """Some training images [B, …], the same in every stage."""
-        x, _ = train.batch(np.arange(min(self.config.traced, len(train))), None)
-        return x[0].to(trainer.accelerator.device)
+    def _some(self, train: Batches, trainer: Trainer) -> tuple[Tensor, Tensor]:
+        """Some training images [B, …] with their labels, the same in every stage."""
+        x, labels = train.batch(np.arange(min(self.config.traced, len(train))), None)
+        return x[0].to(trainer.accelerator.device), labels.to(trainer.accelerator.device)
+
+    def look_at_chance(self, accuracy: float, validation: Batches) -> None:
+        """Say, or stop, where after some epochs no more is right than guessing the most frequent class would get."""
+        n, size = len(validation), self.config.train.batch_size
+        if accuracy > 0.6 or not n:
+            return
+        places = (np.arange(first, min(first + size, n)) for first in range(0, n, size))
+        labels = torch.cat([validation.batch(indices, None)[1] for indices in places])
+        share = float(labels.bincount().max()) / n
+        if accuracy > share + 2 * math.sqrt(share * (1 - share) / n):
+            return
+        text = (
+            f"after {PATIENCE} epochs {100 * accuracy:.1f} % of validation images are right, what always naming the most frequent "
+            f"class gets too: nothing is learned. Convert with calibration_steps={self.stage.config.timesteps}, or raise the "
+            "learning rate."
+        )
+        self._look_at([Finding("", "chance", text, stops=True)])
 
     def _look_at(self, findings: list[Finding]) -> None:
         for finding in findings:
@@ -393,6 +445,9 @@ class _StageRun:
     @torch.no_grad()
     def _latency(self, images: Tensor) -> float:
         self.stage.eval()
-        began = time.perf_counter()
-        self.stage(images.unsqueeze(0))
-        return (time.perf_counter() - began) / len(images)
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            self.stage(images.unsqueeze(0))
+            times.append(time.perf_counter() - began)
+        return float(np.median(times[1:])) / len(images)

@@ -283,7 +283,7 @@ def _ann_objective(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
 
 
 def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
 
 
 def run(
@@ -375,27 +375,27 @@ def _graded(ann: nn.Module, recipe: Recipe, data: Data, trainer: Trainer) -> dic
 
 
 def _latencies(ann: nn.Module, results: dict[str, LadderResult], data: Data, repeats: int = 20) -> dict[str, float]:
-    """Seconds of one image on this machine: the conventional network, and each stage's network compiled for events."""
+    """Seconds of one image on this machine: the conventional network, and each stage's network compiled for events.
+
+    Medians over images that all networks see in turn, so that a machine that is busy for a while is so for all of them.
+    """
     images = data.calibration[:repeats]
-    found = {"conventional": _best_time(ann, [x[None] for x in images])}
+    contestants: dict[str, tuple[nn.Module, list[Tensor]]] = {"conventional": (ann, [x[None] for x in images])}
     for name, result in results.items():
         for timesteps, network in result.models.items():
             if isinstance(network, SpikingNet) and isinstance(network.body, Sequential):
                 shown = [x.expand(timesteps, 1, *x.shape).contiguous() for x in images]
-                found[f"{name} T={timesteps}"] = _best_time(compile_events(network, shown[0]), shown)
-    return found
-
-
-def _best_time(network: nn.Module, inputs: list[Tensor]) -> float:
-    """The median over the inputs of the time of a pass, after one to warm up."""
-    times = []
+                contestants[f"{name} T={timesteps}"] = compile_events(network, shown[0]), shown
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     with torch.no_grad():
-        network(inputs[0])
-        for x in inputs:
-            began = time.perf_counter()
-            network(x)
-            times.append(time.perf_counter() - began)
-    return float(np.median(times))
+        for network, shown in contestants.values():
+            network(shown[0])
+        for i in range(len(images)):
+            for name, (network, shown) in contestants.items():
+                began = time.perf_counter()
+                network(shown[i])
+                seconds[name].append(time.perf_counter() - began)
+    return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
 def _save_model(network: nn.Module, recipe: Recipe, data: Data, out: Path, stage: StageReport) -> None:

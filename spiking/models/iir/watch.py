@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spiking import encode
 from spiking._multilevel import MultiLevelLIF
+from spiking.convert.network import Wired
 from spiking.errors import SpikingError
 from spiking.neuron import LIF, Neuron
 
@@ -19,7 +20,10 @@ __all__ = ["Activity", "Finding", "diagnose", "watch"]
 
 SILENT, BUSY = 1e-3, 0.9  # spikes per neuron and step
 NO_GRADIENT = 0.01  # share of a layer's neurons with a surrogate gradient, below which it does not learn
-FAR_ABOVE = 0.2  # share of membranes above twice the threshold, where the surrogate ends
+FAR_ABOVE = 0.5  # share of membranes above twice the threshold, where the surrogate ends; 0.46 still trained well
+VANISHING = 1e-4  # gradient norm of the first layer with weights over that of the last
+SAMPLES = 10  # images a class, from which on an answer that never comes is no accident
+DEFAULTS = (1.0, 0.4)  # thresholds before calibration: ours, and that of the published code
 
 
 @dataclass
@@ -98,13 +102,16 @@ class Finding:
     stops: bool = False
 
 
-@torch.no_grad()
-def diagnose(model: nn.Module, images: Tensor, timesteps: int) -> list[Finding]:
-    """What stands in the way of training a converted network at so many time steps; images [B, …].
+def diagnose(
+    model: nn.Module, images: Tensor, timesteps: int, labels: Tensor | None = None, trained: bool = False
+) -> list[Finding]:
+    """What stands in the way of training a converted network at so many time steps; images [B, …], labels [B].
 
-    Silent layers (below 0.001 spikes per neuron and step), layers without surrogate gradient, outputs that are equal for
-    all images: training cannot change any of these, since nothing reaches the weights. Then: layers that first fire after
-    the first step, saturated ones, and thresholds and leaks out of range.
+    Silent layers (below 0.001 spikes per neuron and step), layers without surrogate gradient, thresholds of 0, outputs that
+    are equal for all images: training cannot change any of these, since nothing reaches the weights. Then: layers that first
+    fire after the first step, saturated ones, leaks below 0, thresholds in residual networks that were never calibrated,
+    classes that are never the answer (from ten images a class on); with labels, a first layer whose gradient is below a
+    ten-thousandth of the last one's; of a `trained` network, leaks that are all at their limit of 1.
     Errors: as `watch`; SpikingError if timesteps < 1 or there are no images.
 
     >>> from spiking.convert import retrainable_lif
@@ -119,10 +126,22 @@ def diagnose(model: nn.Module, images: Tensor, timesteps: int) -> list[Finding]:
     training = model.training
     model.eval()
     try:
-        with watch(model) as activity:
+        with torch.no_grad(), watch(model) as activity:
             scores = model(encode.direct(images, timesteps)).sum(0)
+        return _of_network(model, activity, scores, images, timesteps, labels, trained)
     finally:
         model.train(training)
+
+
+def _of_network(
+    model: nn.Module,
+    activity: Activity,
+    scores: Tensor,
+    images: Tensor,
+    timesteps: int,
+    labels: Tensor | None,
+    trained: bool,
+) -> list[Finding]:
     found = []
     membranes = activity.membranes()
     for name, (neuron, _, spikes) in activity.layers.items():
@@ -132,7 +151,75 @@ def diagnose(model: nn.Module, images: Tensor, timesteps: int) -> list[Finding]:
             "the output is the same for all images: no activity reaches it. Calibrate over as many steps as you train."
         )
         found.append(Finding("", "constant output", text, stops=True))
+    if any(finding.stops for finding in found):
+        return found  # what follows from that is no news
+    answers, classes = len(scores.argmax(1).unique()), scores.shape[1]
+    if answers < classes and len(images) >= SAMPLES * classes:
+        text = f"only {answers} of {classes} classes are ever the answer, for {len(images)} images."
+        found.append(Finding("", "dead output", text))
+    found += _never_calibrated(model)
+    neurons = {name: neuron for name, (neuron, _, _) in activity.layers.items()}
+    learned = all(isinstance(neuron.beta, nn.Parameter) for neuron in neurons.values())
+    if trained and timesteps > 1 and learned and all(_leak(neuron) >= 1 for neuron in neurons.values()):
+        text = "the leaks of all layers are at their limit, 1: nothing is forgotten. Raise threshold_lr to have them learned."
+        found.append(Finding("", "leaks", text))
+    if labels is not None and len(labels):
+        if not (len(labels) == len(scores) and labels.min() >= 0 and labels.max() < classes):
+            raise SpikingError(
+                f"diagnose.labels: got classes {int(labels.min())} to {int(labels.max())}; expected 0 to {classes - 1}, one for each "
+                f"of {len(scores)} images."
+            )
+        found += _of_gradients(model, images, timesteps, labels)
     return found
+
+
+def _leak(neuron: Any) -> float:
+    return float(torch.as_tensor(neuron.beta).detach().max())
+
+
+def _never_calibrated(model: nn.Module) -> list[Finding]:
+    """Neurons of a residual network that kept a threshold from before calibration, while others have one of their own."""
+    found: list[Finding] = []
+    for prefix, wired in model.named_modules():
+        if not isinstance(wired, Wired):
+            continue
+        thresholds = {
+            name: float(torch.as_tensor(layer.cells()["threshold"]).detach().mean())
+            for name, layer in wired.named_children()
+            if isinstance(layer, Neuron)
+        }
+        for value in DEFAULTS:
+            kept = [name for name, own in thresholds.items() if abs(own - value) < 1e-6]
+            if 2 <= len(kept) < len(thresholds):
+                name = f"{prefix}.{kept[0]}".lstrip(".")
+                text = (
+                    f'layer "{name}" and {len(kept) - 1} more have the threshold {value:g}, as before calibration; others have '
+                    "one of their own. Convert with from_ann, which calibrates residual blocks too."
+                )
+                found.append(Finding(name, "default threshold", text))
+    return found
+
+
+def _of_gradients(model: nn.Module, images: Tensor, timesteps: int, labels: Tensor) -> list[Finding]:
+    layers = {
+        name: layer.weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.weight.requires_grad
+    }
+    with torch.enable_grad():
+        value = nn.functional.cross_entropy(model(encode.direct(images, timesteps)).sum(0), labels)
+        grads = torch.autograd.grad(value, list(layers.values()), allow_unused=True)
+    norms = {name: 0.0 if grad is None else float(grad.norm()) for name, grad in zip(layers, grads)}
+    if len(norms) < 2:
+        return []
+    (first, small), *_, (last, large) = norms.items()
+    if small >= VANISHING * large:
+        return []
+    text = (
+        f'the gradient of layer "{first}" is {small:.2g}, that of "{last}" {large:.2g}: the first layers will not learn. Lower the '
+        "thresholds (sigma=0.3 to 0.6), or start with more time steps."
+    )
+    return [Finding(first, "vanishing gradient", text)]
 
 
 def _of_layer(name: str, neuron: Any, spikes: Tensor, membrane: Tensor, timesteps: int) -> list[Finding]:
@@ -147,6 +234,9 @@ def _of_layer(name: str, neuron: Any, spikes: Tensor, membrane: Tensor, timestep
         text = f'layer "{name}" is silent at {timesteps} step{"s" * (timesteps != 1)}: {rate:.2g} spikes per neuron and step. {remedy}'
         return [Finding(name, "silent", text, stops=True)]
     found = []
+    if _leak(neuron) < 0:
+        text = f'layer "{name}" has a leak of {_leak(neuron):.3g}; expected 0 to 1. It acts as 0.'
+        found.append(Finding(name, "leaks", text))
     reached = float(((membrane - 1).abs() < 1).float().mean())
     if reached < NO_GRADIENT:
         text = f'layer "{name}" has a surrogate gradient in {100 * reached:.2g} % of its neurons only, so it does not learn. {remedy}'
