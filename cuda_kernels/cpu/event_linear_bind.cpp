@@ -153,37 +153,33 @@ private:
     unsigned long long sample_;
 };
 
-Size event_panel_items(Size inputs, Size outputs, int dtype, bool gaps) {
-    return event_table().panel_items(inputs, outputs, dtype, gaps);
+Size event_panel_items(Size inputs, Size outputs, int dtype) {
+    return event_table().panel_items(inputs, outputs, dtype);
 }
 
 bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size inputs, Size outputs, uintptr_t panels, int dtype,
                   int threads) {
     PanelCall p{};
     p.weight = pointer<const void>(weight), p.row_stride = row_stride, p.column_stride = column_stride;
-    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels), p.gaps = true;
+    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels);
     p.dtype = dtype, p.threads = enough_threads(inputs * outputs, threads);
     const EventTable& table = event_table();
     nb::gil_scoped_release release;
     return table.pack(p);
 }
 
-// panels: room for grad_y [rows, outputs] in panels, filled here. x: 0 where every spike is 1.
+// panels: room for [threads, rows × 64] numbers. x: 0 where every spike is 1.
 void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, uintptr_t panels, uintptr_t bits, uintptr_t x, Size x_stride,
                        uintptr_t grad_weight, Size rows, Size inputs, Size outputs, int dtype, int threads) {
     const EventTable& table = event_table();
     nb::gil_scoped_release release;
     Scratch& s = scratch();
-    PanelCall g{};                               // the rows of grad_y are gathered, as those of the weights are in the forward pass
-    g.weight = pointer<const void>(grad_y), g.row_stride = column_stride, g.column_stride = row_stride;
-    g.inputs = rows, g.outputs = outputs, g.panels = pointer<void>(panels);
-    g.dtype = dtype, g.threads = enough_threads(rows * outputs, threads);
-    table.pack(g);
     WeightGradCall p{};
     p.bits = pointer<const unsigned long long>(bits), p.x = pointer<const void>(x), p.x_stride = x_stride;
+    p.grad_y = pointer<const void>(grad_y), p.row_stride = row_stride, p.column_stride = column_stride;
     p.turned = Scratch::room(s.turned, inputs * words_of(rows));
     p.counts = Scratch::room(s.counts, inputs);
-    p.panels = pointer<const void>(panels), p.grad_weight = pointer<void>(grad_weight);
+    p.panels = pointer<void>(panels), p.grad_weight = pointer<void>(grad_weight);
     p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
     table.turn(p);
     p.offsets = running_sum(s, p.counts, inputs);
