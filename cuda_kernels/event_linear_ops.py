@@ -70,17 +70,19 @@ class _Ready(NamedTuple):
 class _Panels:
     """The panels of one weight as it was at its mark."""
 
-    __slots__ = ("finite", "mark", "of", "panels", "ready")
+    __slots__ = ("finite", "mark", "of", "panels", "plans", "ready")
 
     def __init__(self, weight: Tensor, mark: tuple[Any, ...], forget: Callable[[Any], None] | None) -> None:
         self.of = weakref.ref(weight, forget)
         self.mark = mark
         self.panels: Tensor | None = None
         self.ready: _Ready | None = None
+        self.plans: dict[Any, Any] = {}  # of convolutions, by what is convolved (event_conv_ops.py)
         self.finite = True
 
     def drop(self) -> None:
         self.panels = self.ready = None
+        self.plans.clear()
 
 
 _known: dict[int, _Panels] = {}
