@@ -20,7 +20,7 @@ namespace {
 using Shape = std::vector<long long>;
 using Addresses = std::vector<uintptr_t>;
 
-constexpr long long WORTH_A_THREAD = 250000;     // sums below which waking a second thread costs more than it saves
+constexpr long long WORTH_A_THREAD = 700000;     // sums below which waking a second thread costs more than it saves
 
 ConvShape shape_of(const Shape& v) {
     if (v.size() != 14) throw std::invalid_argument("convolution: 14 sizes expected");
