@@ -32,6 +32,7 @@ __all__ = [
     "Work",
     "choose",
     "most_spikes",
+    "most_spikes_conv2d",
     "most_spikes_linear",
     "packing",
     "rates",
@@ -144,6 +145,15 @@ def most_spikes_linear(
     return most_spikes(work, packing(work) / calls)
 
 
+@functools.lru_cache(maxsize=4096)
+def most_spikes_conv2d(
+    pixels_in: int, pixels_out: int, weight: tuple[int, ...], groups: int, item: int, threads: int, calls: int = 1
+) -> int:
+    """`most_spikes` of a convolution without gradients (arguments as of `Work.conv2d`), `calls` as in `most_spikes_linear`."""
+    work = Work.conv2d(pixels_in, pixels_out, weight, groups, item, threads, "conv2d")
+    return most_spikes(work, packing(work) / calls)
+
+
 def packing(work: Work) -> float:
     """Seconds to bring the weights into the order in which the event-driven kernel reads them."""
     return work.weight_bytes * rates(work.kind, work.item, work.threads).pack
@@ -206,6 +216,7 @@ def forget() -> None:
     rates.cache_clear()
     most_spikes.cache_clear()
     most_spikes_linear.cache_clear()
+    most_spikes_conv2d.cache_clear()
 
 
 def calibrated(threads: int) -> Path | None:

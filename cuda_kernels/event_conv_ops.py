@@ -15,6 +15,7 @@ Weights are read in blocks (cpu/event_conv_api.h), which are kept and renewed as
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,16 +26,28 @@ from torch.nn import functional as tf
 from spiking.errors import SpikingError
 
 from . import backend, cost, driven, memory
-from .event_linear_ops import _compiled, _keeps, _learns, _panels_of, _plain
+from .event_linear_ops import _compiled, _fits, _keeps, _known, _learns, _panels_of, _plain
 from .ops import _DTYPES as _ORDER
 from .ops import _library as library
 from .ops import state_dtype
 from .pool_ops import pool_moments
 
-__all__ = ["averaged", "choice", "conv2d", "event_conv2d", "event_conv_max", "event_conv_pool", "has_kernel", "scan"]
+__all__ = [
+    "at_hand",
+    "averaged",
+    "choice",
+    "conv2d",
+    "event_conv2d",
+    "event_conv_max",
+    "event_conv_pool",
+    "has_kernel",
+    "scan",
+]
 
 _DTYPES = {dtype: code for code, dtype in enumerate(_ORDER)}
 _NO_LIMIT = 1 << 62
+_CPU = torch.device("cpu")
+_MOST_PLANS = 64  # of one weight: networks see few shapes
 _CALLS = 8  # as in event_linear_ops.py
 _LARGEST = (1 << 31) - 64  # numbers of one picture: their places are 32-bit numbers
 _TEAM_BYTES = 64 << 20  # of private weight gradients, over all threads
@@ -148,11 +161,11 @@ def _module_for(dtype: torch.dtype, weight: Tensor, device: torch.device, g: Geo
     """The compiled module where it can compute this call, else None."""
     if device.type != "cpu" or not weight.is_cpu or dtype not in _DTYPES or weight.dtype != dtype:
         return None
-    return _compiled() if _fits(g) else None
+    return _compiled() if _within(g) else None
 
 
 @lru_cache(maxsize=4096)
-def _fits(g: Geometry) -> bool:
+def _within(g: Geometry) -> bool:
     if min(g) < 0 or min(*g.x_shape, *g.y_shape) == 0:
         return False
     pixels = max(g.height + 2 * g.pad_y, g.out_height) * max(g.width + 2 * g.pad_x, g.out_width)
@@ -186,7 +199,10 @@ def _spikes(x: Tensor | None, masks: Tensor, room: Tensor) -> list[int]:
 
 def _blocks(module: Any, weight: Tensor, g: Geometry) -> Tensor | None:
     """A weight in blocks; None where it holds infinity or NaN, which reach a result even through zeros."""
-    entry = _panels_of(module, weight, (g.stride_x, g.groups))
+    return _blocks_of(module, _panels_of(module, weight, (g.stride_x, g.groups)), weight, g)
+
+
+def _blocks_of(module: Any, entry: Any, weight: Tensor, g: Geometry) -> Tensor | None:
     if entry.panels is None and entry.finite:
         blocks = memory.empty((module.conv_items(g)[0],), state_dtype(weight.dtype), weight.device)
         plain = weight.contiguous()  # a copy has to live until it is read
@@ -219,20 +235,92 @@ def _forward(
     return y
 
 
+class _Plan(NamedTuple):
+    """One call without gradients, prepared: what to run, the weights that it reads (None: it only counts, since the spikes have been too
+    many so far), how y lies in memory, and what `cost` needs to know."""
+
+    run: Any
+    blocks: Tensor | None
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    weight_shape: torch.Size
+    dtype: torch.dtype
+    price: tuple[int, int, tuple[int, ...], int, int]
+
+    def into(self) -> Tensor:
+        """Memory for y."""
+        if math.prod(self.shape) * self.dtype.itemsize < memory.SMALLEST:
+            return torch.empty_strided(self.shape, self.strides, dtype=self.dtype)
+        return memory.empty((math.prod(self.shape),), self.dtype, _CPU).as_strided(self.shape, self.strides)
+
+    def summed(self, x: Tensor, bias: Tensor | None, limit: int) -> Tensor | None:
+        """y from the spikes of x; None for more than `limit`, or where another thread has just changed the weight."""
+        y = self.into()
+        to_bias = 0 if bias is None else bias.data_ptr()
+        return y if self.run(x.data_ptr(), limit, to_bias, y.data_ptr(), backend.threads()) >= 0 else None
+
+    def is_busy(self, x: Tensor, limit: int) -> bool:
+        """Whether x has more spikes than `limit`."""
+        return self.run(x.data_ptr(), limit, 0, 0, backend.threads()) < 0
+
+
+def _plan(module: Any, entry: Any, weight: Tensor, g: Geometry, last: bool, blocks: Tensor | None) -> _Plan:
+    # From the mark, which was made before: what changes meanwhile is noticed at the next call.
+    _, address, _, sample, _ = entry.mark or (0, 0, (), 0, None)
+    looked_at = weight.numel() * weight.dtype.itemsize if entry.mark and blocks is not None else 0
+    at = 0 if blocks is None else blocks.data_ptr()
+    call = module.ConvPlan(g, last, _DTYPES[weight.dtype], at, address, looked_at, sample)
+    c, h, w = g.y_shape[1:]
+    strides = (h * w * c, 1, w * c, c) if last else (c * h * w, h * w, w, 1)
+    plan = _Plan(call.run, blocks, g.y_shape, strides, weight.shape, weight.dtype, _price(g, weight))
+    if len(entry.plans) >= _MOST_PLANS:
+        entry.plans.clear()
+    entry.plans[_key(g, last)] = plan
+    return plan
+
+
+def _key(g: Geometry, last: bool) -> tuple[Any, ...]:
+    return g.x_shape, last, (g.stride_y, g.stride_x), (g.pad_y, g.pad_x), g.groups
+
+
+def _at_once(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, limit: int) -> Tensor | None:
+    """y without gradients, counted and summed in one go; None where torch's convolution is the better (or only right) choice."""
+    if limit < 0:
+        return None
+    entry, last = _panels_of(module, weight, (g.stride_x, g.groups)), is_last(x)
+    x = _in_order(x, last)
+    plan = entry.plans.get(_key(g, last))
+    if entry.panels is None and limit != _NO_LIMIT:
+        plan = _plan(module, entry, weight, g, last, None) if plan is None else plan
+        if plan.is_busy(x, limit):
+            return None
+    if plan is None or plan.blocks is None:
+        blocks = _blocks_of(module, entry, weight, g)
+        if blocks is None:
+            return None
+        plan = _plan(module, entry, weight, g, last, blocks)
+    bias = None if bias is None else bias.to(state_dtype(weight.dtype)).contiguous()
+    return plan.summed(x, bias, limit)
+
+
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, groups: int) -> Tensor:
     """torch's convolution, in the order of x."""
     return _in_order(tf.conv2d(x, weight, bias, stride, padding, 1, groups), is_last(x))
 
 
 def _work(g: Geometry, weight: Tensor, kind: str) -> cost.Work:
-    pixels = g.images * g.height * g.width, g.images * g.out_height * g.out_width
-    return cost.Work.conv2d(*pixels, tuple(weight.shape), g.groups, weight.dtype.itemsize, backend.threads(), kind)
+    return cost.Work.conv2d(*_price(g, weight), backend.threads(), kind)
 
 
 def _limit(g: Geometry, weight: Tensor) -> int:
     """The most spikes at which a call without gradients wins."""
-    work = _work(g, weight, "conv2d")
-    return cost.most_spikes(work, cost.packing(work) / (_CALLS if _keeps(weight) else 1))
+    # Whether blocks are at hand must not decide: the same call has to give the same bits each time.
+    return cost.most_spikes_conv2d(*_price(g, weight), backend.threads(), _CALLS if _keeps(weight) else 1)
+
+
+def _price(g: Geometry, weight: Tensor) -> tuple[int, int, tuple[int, ...], int, int]:
+    pixels = g.images * g.height * g.width, g.images * g.out_height * g.out_width
+    return *pixels, tuple(weight.shape), g.groups, weight.dtype.itemsize
 
 
 def _training_limit(g: Geometry, weight: Tensor) -> int:
@@ -262,14 +350,11 @@ def _event_conv2d(
     module = _module_for(x.dtype, weight, x.device, g) if mode != "never" else None
     if module is None:
         return _dense(x, weight, bias, stride, padding, groups)
-    last = is_last(x)
-    x = _in_order(x, last)
     if masks is None:
-        limit = _NO_LIMIT if mode == "always" else _limit(g, weight)
-        spikes = scan(module, x, g, limit) if limit >= 0 else None
+        y = _at_once(module, x, weight, bias, g, _NO_LIMIT if mode == "always" else _limit(g, weight))
     else:
-        spikes = Spikes(masks, ones, 0)
-    y = None if spikes is None else _forward(module, x, weight, bias, g, spikes, last)
+        last = is_last(x)
+        y = _forward(module, _in_order(x, last), weight, bias, g, Spikes(masks, ones, 0), last)
     return _dense(x, weight, bias, stride, padding, groups) if y is None else y
 
 
@@ -674,6 +759,58 @@ torch.library.register_autograd("spiking::event_conv_max", _conv_max_backward, s
 # --- calls --------------------------------------------------------------------------------------------------------------
 
 
+def at_hand(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, groups: int, always: bool
+) -> Tensor | None:
+    """The short way of `event_conv2d` (`always`) and `conv2d`, for x [N, C, H, W] or [T, B, C, H, W]: y where the call has a plan and no
+    gradient is wanted; else None.
+
+    A convolution of microseconds is worth as few questions as are enough. Nothing is refused here: what does not fit takes the long way.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    known = _known.get(id(weight))
+    if known is None or not known.plans or known.of() is not weight or not _plain(x):
+        return None
+    if x.layout is not torch.strided or not x.is_cpu:
+        return None
+    shape, last = x.shape, False
+    if not x.is_contiguous():
+        last = len(shape) == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if not last:
+            return None
+    images = (shape[0] * shape[1], *shape[2:]) if len(shape) == 5 else tuple(shape)
+    try:
+        plan = known.plans.get((images, last, stride, padding, groups))
+    except TypeError:  # a list
+        return None
+    if (
+        plan is None
+        or x.dtype is not plan.dtype
+        or weight.dtype is not plan.dtype
+        or plan.dtype.itemsize < 4  # biases have to be widened
+        or weight._version != known.mark[0]
+        or weight.data_ptr() != known.mark[1]
+        or weight.stride() != known.mark[2]
+        or weight.shape != plan.weight_shape
+        or (bias is not None and not _fits(bias, plan.weight_shape[0], plan.dtype))
+        or _learns(x, weight, bias)
+    ):
+        return None
+    mode = "always" if always else driven.mode()
+    if mode == "never" or (not always and torch.is_autocast_enabled("cpu")):
+        return None
+    limit = _NO_LIMIT if mode == "always" else cost.most_spikes_conv2d(*plan.price, backend.threads(), _CALLS)
+    y = None
+    if plan.blocks is not None and limit >= 0:
+        y = plan.summed(x, bias, limit)
+    elif limit >= 0 and not plan.is_busy(x, limit):
+        return None
+    if y is None:
+        y = tf.conv2d(x.view(images), weight, bias, stride, padding, 1, groups)
+    return y.view(*shape[:2], *y.shape[1:]) if len(shape) == 5 else y
+
+
 def event_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], groups: int
 ) -> Tensor:
@@ -683,7 +820,7 @@ def event_conv2d(
         g = geometry(x.shape, weight, stride, padding, groups)
         module = _module_for(x.dtype, weight, x.device, g)
         if module is not None:
-            return _sparse(module, x, weight, bias, g, scan(module, x, g), stride, padding, groups)  # type: ignore[arg-type]
+            return _sparse(module, x, weight, bias, g, _NO_LIMIT, stride, padding, groups)
     return torch.ops.spiking.event_conv2d(x, weight, bias, None, False, stride, padding, groups, True)
 
 
@@ -693,10 +830,10 @@ def conv2d(
     """torch's convolution, or the event-driven one where the cost model predicts that it wins; `event_driven` says who decides."""
     if torch.compiler.is_compiling():
         return torch.ops.spiking.event_conv2d(_gapless(x), weight, bias, None, False, stride, padding, groups, False)
-    found = spikes_for(x, weight, bias, stride, padding, groups)
+    found = _chosen(x, weight, bias, stride, padding, groups)
     if found is None:
         return tf.conv2d(x, weight, bias, stride, padding, 1, groups)
-    return _sparse(*found[:2], weight, bias, *found[2:], stride, padding, groups)
+    return _sparse(found[0], x, weight, bias, *found[1:], stride, padding, groups)
 
 
 def averaged(weight: Tensor, window: int) -> Tensor:
@@ -712,6 +849,19 @@ def spikes_for(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], groups: int
 ) -> tuple[Any, Tensor, Geometry, Spikes] | None:
     """(module, x in memory without gaps, geometry, spikes) where the event-driven convolution is to run, else None."""
+    found = _chosen(x, weight, bias, stride, padding, groups)
+    if found is None:
+        return None
+    module, g, limit = found
+    x = _gapless(x)
+    spikes = scan(module, x, g, limit)
+    return None if spikes is None else (module, x, g, spikes)
+
+
+def _chosen(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], groups: int
+) -> tuple[Any, Geometry, int] | None:
+    """(module, geometry, the most spikes) where the event-driven convolution may run, else None."""
     mode = driven.mode()
     if mode == "never" or not _plain(x) or torch.is_autocast_enabled(x.device.type):
         return None
@@ -725,9 +875,7 @@ def spikes_for(
         if learns and not weight.requires_grad:
             return None
         limit = _training_limit(g, weight) if learns else _limit(g, weight)
-    x = _gapless(x)
-    spikes = scan(module, x, g, limit) if limit >= 0 else None
-    return None if spikes is None else (module, x, g, spikes)
+    return None if limit < 0 else (module, g, limit)
 
 
 def _sparse(
@@ -736,16 +884,20 @@ def _sparse(
     weight: Tensor,
     bias: Tensor | None,
     g: Geometry,
-    spikes: Spikes,
+    limit: int,
     stride: list[int],
     padding: list[int],
     groups: int,
 ) -> Tensor:
-    if _learns(x, weight, bias):
-        call = (spikes.masks, spikes.ones, stride, padding, groups, True)
-        return torch.ops.spiking.event_conv2d(x, weight, bias, *call)
-    y = _forward(module, x, weight, bias, g, spikes, is_last(x))
-    return _dense(x, weight, bias, stride, padding, groups) if y is None else y
+    """From the spikes of x, if there are at most `limit`."""
+    if not _learns(x, weight, bias):
+        y = _at_once(module, x, weight, bias, g, limit)
+        return tf.conv2d(x, weight, bias, stride, padding, 1, groups) if y is None else y
+    x = _gapless(x)
+    spikes = scan(module, x, g, limit)
+    if spikes is None:
+        return tf.conv2d(x, weight, bias, stride, padding, 1, groups)
+    return torch.ops.spiking.event_conv2d(x, weight, bias, spikes.masks, spikes.ones, stride, padding, groups, True)
 
 
 def _gapless(x: Tensor) -> Tensor:

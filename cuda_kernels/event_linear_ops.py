@@ -38,6 +38,7 @@ _MOST_FREE = 0.3  # share of neurons with a derivative up to which their product
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NO_LIMIT = 1 << 62
 _CALLS = 8  # how many calls without gradients a weight is assumed to serve before it changes; they share the cost of packing it
+_PANEL = 64  # columns that are gathered at once, as in cpu/gather.h
 _LARGEST = (1 << 32) - 64  # inputs of a row: their indices are 32-bit numbers
 
 library.define(
@@ -69,17 +70,19 @@ class _Ready(NamedTuple):
 class _Panels:
     """The panels of one weight as it was at its mark."""
 
-    __slots__ = ("finite", "mark", "of", "panels", "ready")
+    __slots__ = ("finite", "mark", "of", "panels", "plans", "ready")
 
     def __init__(self, weight: Tensor, mark: tuple[Any, ...], forget: Callable[[Any], None] | None) -> None:
         self.of = weakref.ref(weight, forget)
         self.mark = mark
         self.panels: Tensor | None = None
         self.ready: _Ready | None = None
+        self.plans: dict[Any, Any] = {}  # of convolutions, by what is convolved (event_conv_ops.py)
         self.finite = True
 
     def drop(self) -> None:
         self.panels = self.ready = None
+        self.plans.clear()
 
 
 _known: dict[int, _Panels] = {}
@@ -141,8 +144,9 @@ def _ready_for(module: Any, entry: _Panels, weight: Tensor) -> _Ready | None:
         # From the mark, which was made before: what changes meanwhile is noticed at the next call.
         version, address, _, sample, _ = entry.mark or (0, weight.data_ptr(), (), 0, None)
         dtype = weight.dtype
-        panels = _panels_like(module, weight, inputs, outputs, True)
-        code, to = _DTYPES[dtype], panels.data_ptr()
+        code = _DTYPES[dtype]
+        panels = memory.empty((module.event_panel_items(inputs, outputs, code),), dtype, weight.device)
+        to = panels.data_ptr()
         entry.finite = module.event_panels(address, *weight.stride(), inputs, outputs, to, code, backend.threads())
         looked_at = weight.numel() * dtype.itemsize if entry.mark else 0
         plan = module.EventPlan(to, address, looked_at, sample, inputs, outputs, code)
@@ -150,10 +154,6 @@ def _ready_for(module: Any, entry: _Panels, weight: Tensor) -> _Ready | None:
             entry.panels = panels
             entry.ready = ready = _Ready(plan, panels, version, address, weight.shape, dtype)
     return ready
-
-
-def _panels_like(module: Any, x: Tensor, inputs: int, outputs: int, gaps: bool) -> Tensor:
-    return memory.empty((module.event_panel_items(inputs, outputs, _DTYPES[x.dtype], gaps),), x.dtype, x.device)
 
 
 def has_kernel(dtype: torch.dtype) -> bool:
@@ -313,7 +313,8 @@ def _event_weight_grad(
     if module is None or bits is None:
         assert rows is not None  # bits without x are left by a compiled forward pass only
         return grads.t() @ rows
-    panels = _panels_like(module, grads, n, outputs, False)
+    threads = backend.threads()
+    panels = memory.empty((threads, n, _PANEL), grads.dtype, grads.device)
     grad_weight = memory.empty((outputs, in_features), grads.dtype, grads.device)
     module.event_weight_grad(
         grads.data_ptr(),
@@ -327,7 +328,7 @@ def _event_weight_grad(
         in_features,
         outputs,
         _DTYPES[grads.dtype],
-        backend.threads(),
+        threads,
     )
     return grad_weight
 
@@ -338,7 +339,7 @@ def _event_input_grad(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshol
     known = _known.get(id(weight))
     panels = None if module is None or known is None or known.of() is not weight else known.panels
     if panels is None or driven.mode() == "never":
-        return grad_y @ weight
+        return _product(grad_y, weight)
     grads, kept = grad_y.contiguous(), membrane.contiguous()
     grad_x = memory.empty((*grads.shape[:-1], inputs), grads.dtype, grads.device)
     restricted = module.event_input_grad(
@@ -356,7 +357,20 @@ def _event_input_grad(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshol
         _DTYPES[grads.dtype],
         backend.threads(),
     )
-    return grad_x if restricted else grad_y @ weight
+    return (
+        grad_x
+        if restricted
+        else torch.mm(grads.reshape(-1, outputs), weight, out=grad_x.view(-1, inputs)).view(grad_x.shape)
+    )
+
+
+def _product(grad_y: Tensor, weight: Tensor) -> Tensor:
+    """grad_y·weight, without derivatives of its own, in memory that the next steps of a loop use again."""
+    if not grad_y.is_cpu or not _plain(grad_y) or grad_y.dtype != weight.dtype or grad_y.is_complex():
+        return grad_y @ weight
+    grad_x = memory.empty((*grad_y.shape[:-1], weight.shape[1]), weight.dtype, weight.device)
+    torch.mm(grad_y.reshape(-1, grad_y.shape[-1]), weight, out=grad_x.view(-1, weight.shape[1]))
+    return grad_x
 
 
 for key in ("CPU", "CUDA"):
@@ -410,8 +424,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     kept, bits, weight, membrane = ctx.saved_tensors
     grad_x = None
-    if ctx.needs_input_grad[0] and (membrane is None or torch.is_grad_enabled()):
+    if ctx.needs_input_grad[0] and torch.is_grad_enabled():
         grad_x = grad_y @ weight
+    elif ctx.needs_input_grad[0] and membrane is None:
+        grad_x = _product(grad_y, weight)
     elif ctx.needs_input_grad[0]:
         grad_x = torch.ops.spiking.event_input_grad(grad_y, weight, membrane, ctx.threshold, ctx.reach)
     known = _known.get(ctx.weight_key)

@@ -236,6 +236,9 @@ def event_conv2d(
     >>> event_conv2d(x, torch.arange(4.0).reshape(1, 1, 2, 2)).flatten().tolist()
     [3.0, 2.0, 1.0, 0.0]
     """
+    y = event_conv_ops.at_hand(x, weight, bias, _both(stride), _both(padding), groups, True)
+    if y is not None:
+        return y
     _check_tensors("event_conv2d", x, weight, bias)
     steps, pads = _pair_of("stride", stride, 1), _pair_of("padding", padding, 0)
     if not isinstance(groups, int) or groups < 1 or weight.dim() != 4 or weight.shape[0] % groups:
@@ -259,6 +262,10 @@ def event_conv2d(
     images = x.flatten(0, 1) if x.dim() == 5 else x
     y = event_conv_ops.event_conv2d(images, weight, bias, steps, pads, groups)
     return y.unflatten(0, x.shape[:2]) if x.dim() == 5 else y
+
+
+def _both(size: Any) -> Any:
+    return (size, size) if type(size) is int else size
 
 
 def _check_tensors(where: str, x: Any, weight: Any, bias: Any) -> None:

@@ -103,6 +103,10 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if sums_spikes(self):
+            y = event_conv_ops.at_hand(input, self.weight, self.bias, self.stride, self.padding, self.groups, False)
+            if y is not None:
+                return y
         if input.dim() in (4, 5) and input.shape[-3] != self.in_channels:
             raise SpikingError(
                 f"Conv2d: got input of shape {_shape(input)}; expected {self.in_channels} channels on the third axis "

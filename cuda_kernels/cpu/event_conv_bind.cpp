@@ -9,6 +9,7 @@
 
 #include "event_conv_api.h"
 #include "levels.h"
+#include "planned.h"
 
 namespace nb = nanobind;
 
@@ -18,6 +19,8 @@ namespace {
 
 using Shape = std::vector<long long>;
 using Addresses = std::vector<uintptr_t>;
+
+constexpr long long WORTH_A_THREAD = 700000;     // sums below which waking a second thread costs more than it saves
 
 ConvShape shape_of(const Shape& v) {
     if (v.size() != 14) throw std::invalid_argument("convolution: 14 sizes expected");
@@ -109,9 +112,54 @@ void conv_backward(const Shape& shape, const std::vector<int>& flags, const Addr
     table.backward(p);
 }
 
+// Calls without gradients of one shape. Weights in blocks, or 0: then they only count. `weight`, `bytes` and `sample` as in EventPlan.
+class ConvPlan {
+public:
+    ConvPlan(const Shape& shape, bool last, int dtype, uintptr_t blocks, uintptr_t weight, long long bytes, unsigned long long sample)
+        : watched_{pointer<const char>(weight), bytes, sample} {
+        call_.s = shape_of(shape), call_.x_last = call_.y_last = last, call_.dtype = dtype, call_.weights = pointer<const void>(blocks);
+    }
+
+    // Counts, and where there are at most `limit` spikes, computes y; the return value is that of conv_count, or STALE.
+    long long run(uintptr_t x, long long limit, uintptr_t bias, uintptr_t y, int threads) const {
+        thread_local std::vector<unsigned int> masks;
+        thread_local std::vector<char> scratch;
+        constexpr long long LINE = 64, KEPT = 64ll << 20;  // bytes that a thread keeps between calls
+        ConvCall p = call_;
+        const ConvShape& s = p.s;
+        const ConvTable& table = conv_table();
+        nb::gil_scoped_release release;
+        if (watched_.changed()) return STALE;
+        const auto take = [&](long long bytes) {
+            char* start = room(scratch, bytes + LINE);
+            return start + (LINE - reinterpret_cast<uintptr_t>(start) % LINE) % LINE;
+        };
+        const long long pixels = s.height * s.width, chunks = (s.inputs / s.groups + 31) / 32, sums = s.outputs / s.groups * s.kernel_y * s.kernel_x;
+        p.x = pointer<const void>(x), p.limit = limit, p.bias = pointer<const void>(bias), p.y = pointer<void>(y);
+        p.masks = room(masks, s.images * s.groups * pixels * chunks);
+        p.threads = s.images * s.inputs * pixels < WORTH_A_THREAD ? 1 : threads;
+        p.scratch = take(p.threads * (pixels * 4 + LINE));
+        const long long found = table.count(p);
+        if (found < 0 || !p.weights) return found;
+        p.ones = found & 1;
+        p.threads = found / 2 * sums + 4 * s.images * s.outputs * s.out_height * s.out_width < WORTH_A_THREAD ? 1 : threads;
+        p.scratch = take(p.threads * table.scratch_bytes(p));
+        table.forward(p);
+        if (static_cast<long long>(scratch.size() + masks.size() * 4) > KEPT) scratch = {}, masks = {};
+        return found;
+    }
+
+private:
+    ConvCall call_{};
+    Watched watched_;
+};
+
 }  // namespace
 
 void bind_event_conv(nb::module_& m) {
+    nb::class_<ConvPlan>(m, "ConvPlan")
+        .def(nb::init<const Shape&, bool, int, uintptr_t, uintptr_t, long long, unsigned long long>())
+        .def("run", &ConvPlan::run);
     m.def("conv_items", &conv_items);
     m.def("conv_scratch", &conv_scratch);
     m.def("conv_pack", &conv_pack);

@@ -24,7 +24,7 @@ SPIKING_FN i64 panels_of(i64 outputs) { return (outputs + PANEL - 1) / PANEL; }
 
 // Numbers between the first of one panel and the first of the next.
 template <class W>
-SPIKING_FN i64 panel_stride(i64 inputs, bool gaps = true) { return PANEL * inputs + gaps * PANEL_GAP / i64(sizeof(W)); }
+SPIKING_FN i64 panel_stride(i64 inputs) { return PANEL * inputs + PANEL_GAP / i64(sizeof(W)); }
 
 SPIKING_FN i64 used_width(i64 panel, i64 outputs) { return smaller(PANEL, outputs - panel * PANEL); }
 SPIKING_FN i64 padded_width(i64 used) { return (used + LANES - 1) / LANES * LANES; }
@@ -46,6 +46,16 @@ void shared_out(i64 items, int threads, const Body& body) {
     body(i64(0), items);
 }
 
+// Which of the threads of shared_out this is.
+SPIKING_FN i64 thread_of(int threads) {
+#ifdef _OPENMP
+    return threads > 1 ? omp_get_thread_num() : 0;
+#else
+    (void)threads;
+    return 0;
+#endif
+}
+
 // --- lists ------------------------------------------------------------------------------------------------------------------------
 
 template <class W>
@@ -65,11 +75,7 @@ i64 count_rows(const EventCall& p) {
             __atomic_fetch_add(&total, spikes.count, __ATOMIC_RELAXED);
         }
         if (!p.per_input) return;
-#ifdef _OPENMP
-        int* per_input = p.per_input + (p.threads > 1 ? omp_get_thread_num() : 0) * p.inputs;
-#else
-        int* per_input = p.per_input;
-#endif
+        int* per_input = p.per_input + thread_of(p.threads) * p.inputs;
         for (i64 r = first; r < last; r += 255) add_columns(p.bits + r * words, smaller(255, last - r), p.inputs, per_input);
     });
     return total > p.limit ? -1 : total * 2 + (other ? 0 : 1);
@@ -136,7 +142,7 @@ bool pack_panels(const PanelCall& p) {
             const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
             const i64 used = used_width(panel, p.outputs), width = padded_width(used);
             const W* from = static_cast<const W*>(p.weight) + panel * PANEL * p.row_stride + k * p.column_stride;
-            W* to = static_cast<W*>(p.panels) + panel * panel_stride<W>(p.inputs, p.gaps) + k * width;
+            W* to = static_cast<W*>(p.panels) + panel * panel_stride<W>(p.inputs) + k * width;
             if (p.row_stride == 1) {
                 for (i64 i = 0; i < n; ++i)
                     for (i64 j = 0; j < used; ++j) {
@@ -194,16 +200,33 @@ void turn(const WeightGradCall& p) {
     });
 }
 
+// Columns of grad_y side by side, as many as are gathered at once: their own stride may be a power of two, and few sets of a cache hold it.
+template <class W>
+void pack_grads(const WeightGradCall& p, i64 panel, W* to) {
+    const i64 used = used_width(panel, p.outputs), width = padded_width(used);
+    const W* from = static_cast<const W*>(p.grad_y) + panel * PANEL * p.column_stride;
+    for (i64 r = 0; r < p.rows; ++r, from += p.row_stride, to += width) {
+        if (p.column_stride == 1 && used == PANEL) {
+            __builtin_memcpy(to, from, PANEL * sizeof(W));
+            continue;
+        }
+        for (i64 j = 0; j < used; ++j) to[j] = from[j * p.column_stride];
+        for (i64 j = used; j < width; ++j) to[j] = W{};
+    }
+}
+
 template <class W>
 void weight_grad_all(const WeightGradCall& p) {
     using Sum = typename Kind<W>::Sum;
     const i64 blocks = (p.inputs + LANES - 1) / LANES;
     shared_out(panels_of(p.outputs) * blocks, p.threads, [&](i64 first, i64 last) {
         alignas(64) Sum zero[PANEL] = {}, out[LANES][PANEL];
+        W* grads = static_cast<W*>(p.panels) + thread_of(p.threads) * p.rows * PANEL;
+        i64 packed = -1;
         for (i64 unit = first; unit < last; ++unit) {
             const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
             const i64 used = used_width(panel, p.outputs), width = padded_width(used);
-            const W* grads = static_cast<const W*>(p.panels) + panel * panel_stride<W>(p.rows, false);
+            if (panel != packed) pack_grads(p, packed = panel, grads);
             const Gather<W> run = gather_of<W>(width, p.x == nullptr, false);
             for (i64 i = 0; i < n; ++i) {
                 const W* x = p.x ? static_cast<const W*>(p.x) + k + i : nullptr;
@@ -302,11 +325,7 @@ bool input_grad_all(const InputGradCall& p) {
     if (free_share<Sum>(p) > p.most) return false;
     const i64 words = (p.inputs + 63) / 64, padded = padded_width(p.outputs);
     shared_out(p.rows, p.threads, [&](i64 first, i64 last) {
-#ifdef _OPENMP
-        const i64 self = p.threads > 1 ? omp_get_thread_num() : 0;
-#else
-        const i64 self = 0;
-#endif
+        const i64 self = thread_of(p.threads);
         u32* list = p.lists + self * (p.inputs + LIST_SLACK);
         Sum* grads = static_cast<Sum*>(p.grads) + self * padded;
         for (i64 k = p.outputs; k < padded; ++k) grads[k] = Sum(0);
@@ -328,14 +347,14 @@ bool input_grad_all(const InputGradCall& p) {
 // --- table ------------------------------------------------------------------------------------------------------------------------
 
 template <class W>
-i64 items_of(i64 inputs, i64 outputs, bool gaps) {
+i64 items_of(i64 inputs, i64 outputs) {
     const i64 last = panels_of(outputs) - 1;
-    return last * panel_stride<W>(inputs, gaps) + padded_width(used_width(last, outputs)) * inputs;
+    return last * panel_stride<W>(inputs) + padded_width(used_width(last, outputs)) * inputs;
 }
 
-long long panel_items(long long inputs, long long outputs, int dtype, bool gaps) {
-    if (dtype == 0) return items_of<float>(inputs, outputs, gaps);
-    return dtype == 1 ? items_of<double>(inputs, outputs, gaps) : items_of<bf16>(inputs, outputs, gaps);
+long long panel_items(long long inputs, long long outputs, int dtype) {
+    if (dtype == 0) return items_of<float>(inputs, outputs);
+    return dtype == 1 ? items_of<double>(inputs, outputs) : items_of<bf16>(inputs, outputs);
 }
 
 long long count(const EventCall& p) {

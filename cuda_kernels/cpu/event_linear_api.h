@@ -3,7 +3,6 @@
 // Weights lie in panels: columns in groups of 64 (the last one cut to a multiple of 16, filled with zeros), each group [inputs, width],
 // so that a panel stays in L2 while all rows pass over it, whatever power of two the matrix is wide. Between panels lies a gap:
 // without it what one spike reads of each panel would fall into the same few sets of a cache, and a batch of one would never be met by it.
-// The gradients that a weight gradient gathers have none, and fit a block of their size in the arena.
 #pragma once
 
 constexpr long long PANEL_GAP = 1280;  // bytes: 20 lines, since a spike reads 4 of a panel of floats
@@ -31,7 +30,6 @@ struct PanelCall {
     long long row_stride, column_stride;
     long long inputs, outputs;
     void* panels;
-    bool gaps;
     int dtype, threads;
 };
 
@@ -44,7 +42,9 @@ struct WeightGradCall {
     unsigned int* lists;
     const void* x;                   // [rows, inputs] or null where every spike is 1
     long long x_stride;
-    const void* panels;              // grad_y as panels [rows × outputs]
+    const void* grad_y;              // [rows, outputs] with strides in items
+    long long row_stride, column_stride;
+    void* panels;                    // [threads, rows × 64]: the columns of grad_y that a thread gathers, side by side
     void* grad_weight;
     long long rows, inputs, outputs;
     int dtype, threads;
@@ -66,7 +66,7 @@ struct InputGradCall {
 };
 
 struct EventTable {
-    long long (*panel_items)(long long inputs, long long outputs, int dtype, bool gaps);
+    long long (*panel_items)(long long inputs, long long outputs, int dtype);
     long long (*count)(const EventCall&);  // fills bits and counts; spikes·2 + (are all exactly 1), or -1 beyond the limit
     void (*list)(const EventCall&);        // fills lists from bits and offsets
     void (*forward)(const EventCall&);

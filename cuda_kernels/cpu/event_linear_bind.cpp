@@ -5,6 +5,7 @@
 
 #include "event_linear_api.h"
 #include "levels.h"
+#include "planned.h"
 
 namespace nb = nanobind;
 
@@ -16,19 +17,12 @@ using Size = long long;
 
 constexpr Size SLACK = 16;                       // lists are written in whole vectors
 constexpr Size KEPT = Size(64) << 20;            // bytes of scratch that a thread keeps between calls
-constexpr Size STALE = -2;                       // the weight is no longer what the panels were made from
 constexpr Size WORTH_A_THREAD = 100000;          // sums below which waking a second thread costs more than it saves
 
 struct Scratch {
     std::vector<unsigned long long> bits, turned;
     std::vector<Size> counts, offsets;
     std::vector<unsigned int> lists;
-
-    template <class T>
-    static T* room(std::vector<T>& v, Size n) {  // never shrinks within a call; what was in it is lost
-        if (Size(v.size()) < n) v = std::vector<T>(size_t(n));
-        return v.data();
-    }
 
     void trim() {
         const Size bytes = Size(bits.size() + turned.size() + counts.size() + offsets.size()) * 8 + Size(lists.size()) * 4;
@@ -44,7 +38,7 @@ Scratch& scratch() {
 Size words_of(Size n) { return (n + 63) / 64; }
 
 const Size* running_sum(Scratch& s, const Size* counts, Size n) {
-    Size* offsets = Scratch::room(s.offsets, n + 1);
+    Size* offsets = room(s.offsets, n + 1);
     Size total = 0;
     for (Size i = 0; i < n; ++i) offsets[i] = total, total += counts[i];
     offsets[n] = total;
@@ -57,7 +51,7 @@ int enough_threads(Size sums, int threads) { return sums < WORTH_A_THREAD ? 1 : 
 struct Tally { uintptr_t per_row, per_input; };
 
 void tallied(EventCall& p, Scratch& s, Tally to) {
-    p.counts = to.per_row ? pointer<Size>(to.per_row) : Scratch::room(s.counts, p.rows);
+    p.counts = to.per_row ? pointer<Size>(to.per_row) : room(s.counts, p.rows);
     p.per_input = pointer<int>(to.per_input);
 }
 
@@ -69,7 +63,7 @@ Size event_count(uintptr_t x, Size x_stride, uintptr_t bits, Size limit, Size ro
     nb::gil_scoped_release release;
     Scratch& s = scratch();
     p.x = pointer<const void>(x), p.x_stride = x_stride, p.limit = limit;
-    p.bits = bits ? pointer<unsigned long long>(bits) : Scratch::room(s.bits, rows * words_of(inputs));
+    p.bits = bits ? pointer<unsigned long long>(bits) : room(s.bits, rows * words_of(inputs));
     p.rows = rows, p.inputs = inputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
     tallied(p, s, {per_row, per_input});
     const Size found = table.count(p);
@@ -77,34 +71,14 @@ Size event_count(uintptr_t x, Size x_stride, uintptr_t bits, Size limit, Size ro
     return found;
 }
 
-// A number that changes when the memory does: all of it is read where it is small, else some places all over it.
-unsigned long long event_sample(uintptr_t address, Size bytes) {
-    constexpr Size ALL = 4096, SOME = 64, LANES = 4;  // words; independent sums, so that one multiplication need not wait for another
-    const char* memory = pointer<const char>(address);
-    const Size words = bytes / 8, step = words <= ALL ? 1 : words / SOME | 1;  // odd: not one column of a matrix
-    unsigned long long sums[LANES] = {1, 2, 3, 4};
-    const auto mix = [&](unsigned long long& sum, Size at, Size width) {
-        unsigned long long word = 0;
-        __builtin_memcpy(&word, memory + at, size_t(width));
-        sum = (sum ^ word) * 0x9e3779b97f4a7c15ull;
-        sum ^= sum >> 29;
-    };
-    Size at = 0;
-    for (; at + (LANES - 1) * step < words; at += LANES * step)
-        for (Size lane = 0; lane < LANES; ++lane) mix(sums[lane], 8 * (at + lane * step), 8);
-    for (; at < words; at += step) mix(sums[0], 8 * at, 8);
-    if (bytes % 8) mix(sums[1], 8 * words, bytes % 8);
-    unsigned long long sample = 0;
-    for (unsigned long long sum : sums) sample = (sample ^ sum) * 0x9e3779b97f4a7c15ull;
-    return sample;
-}
+unsigned long long event_sample(uintptr_t address, Size bytes) { return memory_sample(pointer<const char>(address), bytes); }
 
 // A weight in panels, ready for calls. `weight` and `bytes` say where it lies and `sample` what event_sample found there before the panels
-// were made: no call computes with panels of another weight. No bytes: not looked at.
+// were made: no call computes with panels of another weight.
 class EventPlan {
 public:
     EventPlan(uintptr_t panels, uintptr_t weight, Size bytes, unsigned long long sample, Size inputs, Size outputs, int dtype)
-        : weight_(weight), bytes_(bytes), sample_(sample) {
+        : watched_{pointer<const char>(weight), bytes, sample} {
         call_.panels = pointer<const void>(panels), call_.inputs = inputs, call_.outputs = outputs, call_.dtype = dtype;
     }
 
@@ -115,11 +89,11 @@ public:
         EventCall p = call_;
         const EventTable& table = event_table();
         nb::gil_scoped_release release;
-        if (bytes_ && event_sample(weight_, bytes_) != sample_) return STALE;
+        if (watched_.changed()) return STALE;
         Scratch& s = scratch();
         const Size words = words_of(p.inputs);
         p.x = pointer<const void>(x), p.x_stride = x_stride, p.limit = limit, p.rows = rows;
-        p.bits = bits ? pointer<unsigned long long>(bits) : Scratch::room(s.bits, rows * words);
+        p.bits = bits ? pointer<unsigned long long>(bits) : room(s.bits, rows * words);
         tallied(p, s, {per_row, per_input});
         p.threads = enough_threads(rows * p.inputs, threads);
         Size found;
@@ -137,7 +111,7 @@ public:
             if (found & 1) p.x = nullptr;
         }
         p.offsets = running_sum(s, p.counts, rows);
-        p.lists = Scratch::room(s.lists, found / 2 + SLACK);
+        p.lists = room(s.lists, found / 2 + SLACK);
         table.list(p);
         p.bias = pointer<const void>(bias), p.y = pointer<void>(y);
         p.threads = enough_threads(found / 2 * p.outputs, threads);
@@ -148,46 +122,40 @@ public:
 
 private:
     EventCall call_{};
-    uintptr_t weight_;
-    Size bytes_;
-    unsigned long long sample_;
+    Watched watched_;
 };
 
-Size event_panel_items(Size inputs, Size outputs, int dtype, bool gaps) {
-    return event_table().panel_items(inputs, outputs, dtype, gaps);
+Size event_panel_items(Size inputs, Size outputs, int dtype) {
+    return event_table().panel_items(inputs, outputs, dtype);
 }
 
 bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size inputs, Size outputs, uintptr_t panels, int dtype,
                   int threads) {
     PanelCall p{};
     p.weight = pointer<const void>(weight), p.row_stride = row_stride, p.column_stride = column_stride;
-    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels), p.gaps = true;
+    p.inputs = inputs, p.outputs = outputs, p.panels = pointer<void>(panels);
     p.dtype = dtype, p.threads = enough_threads(inputs * outputs, threads);
     const EventTable& table = event_table();
     nb::gil_scoped_release release;
     return table.pack(p);
 }
 
-// panels: room for grad_y [rows, outputs] in panels, filled here. x: 0 where every spike is 1.
+// panels: room for [threads, rows × 64] numbers. x: 0 where every spike is 1.
 void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, uintptr_t panels, uintptr_t bits, uintptr_t x, Size x_stride,
                        uintptr_t grad_weight, Size rows, Size inputs, Size outputs, int dtype, int threads) {
     const EventTable& table = event_table();
     nb::gil_scoped_release release;
     Scratch& s = scratch();
-    PanelCall g{};                               // the rows of grad_y are gathered, as those of the weights are in the forward pass
-    g.weight = pointer<const void>(grad_y), g.row_stride = column_stride, g.column_stride = row_stride;
-    g.inputs = rows, g.outputs = outputs, g.panels = pointer<void>(panels);
-    g.dtype = dtype, g.threads = enough_threads(rows * outputs, threads);
-    table.pack(g);
     WeightGradCall p{};
     p.bits = pointer<const unsigned long long>(bits), p.x = pointer<const void>(x), p.x_stride = x_stride;
-    p.turned = Scratch::room(s.turned, inputs * words_of(rows));
-    p.counts = Scratch::room(s.counts, inputs);
-    p.panels = pointer<const void>(panels), p.grad_weight = pointer<void>(grad_weight);
+    p.grad_y = pointer<const void>(grad_y), p.row_stride = row_stride, p.column_stride = column_stride;
+    p.turned = room(s.turned, inputs * words_of(rows));
+    p.counts = room(s.counts, inputs);
+    p.panels = pointer<void>(panels), p.grad_weight = pointer<void>(grad_weight);
     p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype, p.threads = enough_threads(rows * inputs, threads);
     table.turn(p);
     p.offsets = running_sum(s, p.counts, inputs);
-    p.lists = Scratch::room(s.lists, p.offsets[inputs] + SLACK);
+    p.lists = room(s.lists, p.offsets[inputs] + SLACK);
     table.turned_list(p);
     p.threads = enough_threads(inputs * outputs, threads);
     table.weight_grad(p);
@@ -205,8 +173,8 @@ bool event_input_grad(uintptr_t membrane, bool codes, double threshold, double r
     p.panels = pointer<const void>(panels), p.grad_y = pointer<const void>(grad_y), p.grad_x = pointer<void>(grad_x);
     p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.dtype = dtype;
     p.threads = enough_threads(rows * inputs, threads);
-    p.lists = Scratch::room(s.lists, p.threads * (inputs + SLACK));
-    p.grads = Scratch::room(s.bits, p.threads * words_of(outputs) * 64);  // 8 bytes a number, whatever their type
+    p.lists = room(s.lists, p.threads * (inputs + SLACK));
+    p.grads = room(s.bits, p.threads * words_of(outputs) * 64);  // 8 bytes a number, whatever their type
     return table.input_grad(p);
 }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.cuda_kernels import backend, event_conv_ops
+from spiking.cuda_kernels import backend, event_conv_ops, event_linear_ops
 from torch import nn
 from torch.nn import functional as tf
 
@@ -149,6 +149,86 @@ def test_a_changed_weight_is_seen():
     with torch.no_grad():
         layer.mul_(-1)
     torch.testing.assert_close(F.event_conv2d(x, layer, **call), _dense(x, layer, None, call), rtol=1e-4, atol=1e-3)
+
+
+def _short(x, weight, bias, call, always=True):
+    steps, pads = (call.get(name, start) for name, start in (("stride", 1), ("padding", 0)))
+    steps, pads = ((size, size) if isinstance(size, int) else size for size in (steps, pads))
+    return event_conv_ops.at_hand(x, weight, bias, steps, pads, call.get("groups", 1), always)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("graded", [False, True], ids=["spikes", "graded"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_short_way_gives_the_same_bits(level, name, graded, dtype):
+    x, weight, bias, call = _case(name, dtype, graded=graded)
+    images = x.flatten(0, 1)
+    last = images.contiguous(memory_format=torch.channels_last)
+    event_linear_ops.release()
+    for of in (x, images, last):
+        event_linear_ops.release()
+        assert _short(of, weight, bias, call) is None
+        wanted = F.event_conv2d(of, weight, bias, **call)
+        found = _short(of, weight, bias, call)
+        assert torch.equal(found, wanted)
+        assert found.stride() == wanted.stride()
+        torch.testing.assert_close(found, _dense(x, weight, bias, call).view(found.shape), rtol=1e-4, atol=1e-4)
+
+
+def test_the_short_way_is_taken_by_plain_calls_only():
+    x, weight, bias, call = _case("padded", torch.float32)
+
+    def short(x=x, weight=weight, bias=bias, call=call, always=True):
+        return _short(x, weight, bias, call, always)
+
+    event_linear_ops.release()
+    wanted = F.event_conv2d(x, weight, bias, **call)
+    assert torch.equal(short(), wanted)
+    assert short(x=x.double()) is None
+    assert short(x=x[..., :-1]) is None
+    assert short(x=x[:1]) is None
+    assert short(x=x.transpose(3, 4)) is None
+    assert short(x=x.to("meta")) is None
+    assert short(x=x.clone().requires_grad_()) is None
+    assert short(bias=bias[1:]) is None
+    assert short(bias=bias.double()) is None
+    assert short(call={"padding": [1, 1]}) is None
+    assert short(call={"padding": "same"}) is None
+    with torch.no_grad():
+        assert torch.equal(short(x=x.clone().requires_grad_()), wanted)
+    with spiking.event_driven("never"):
+        assert short(always=False) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert short(always=False) is None
+    weight.mul_(2)
+    assert short() is None
+    torch.testing.assert_close(F.event_conv2d(x, weight, bias, **call), _dense(x, weight, bias, call))
+
+
+def test_the_short_way_is_dense_where_spikes_are_many():
+    conv = spiking.Conv2d(32, 64, 3, padding=1)
+    full, few = torch.ones(1, 32, 16, 16), torch.zeros(1, 32, 16, 16)
+    few[0, 3, 4, 5] = 1
+    dense = {x: tf.conv2d(x, conv.weight, conv.bias, padding=1).detach() for x in (full, few)}
+
+    def short(x):
+        return event_conv_ops.at_hand(x, conv.weight, conv.bias, (1, 1), (1, 1), 1, False)
+
+    with torch.no_grad():
+        assert torch.equal(conv(full), dense[full])
+        assert torch.equal(short(full), dense[full])  # counts; its weights are not packed yet
+        assert short(few) is None
+        torch.testing.assert_close(conv(few), dense[few])
+        torch.testing.assert_close(short(few), dense[few])
+        assert torch.equal(short(full), dense[full])
+
+
+def test_plans_of_one_weight_are_few():
+    weight = torch.randn(4, 3, 1, 1)
+    for side in range(1, 200):
+        F.event_conv2d(torch.ones(1, 3, 1, side), weight)
+    (known,) = (known for known in event_linear_ops._known.values() if known.of() is weight)
+    assert 0 < len(known.plans) <= 64
 
 
 def test_gradcheck_and_compile():

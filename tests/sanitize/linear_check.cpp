@@ -20,12 +20,11 @@ std::vector<Size> running_sum(const Size* counts, Size n) {
     return sums;
 }
 
-Buffer panels_of(Buffer& weight, Size inputs, Size outputs, Size row_stride, Size column_stride, int dtype, int threads,
-                 bool gaps = true) {
-    Buffer panels = zeros(size_t(table.panel_items(inputs, outputs, dtype, gaps)), size_of(dtype));
+Buffer panels_of(Buffer& weight, Size inputs, Size outputs, Size row_stride, Size column_stride, int dtype, int threads) {
+    Buffer panels = zeros(size_t(table.panel_items(inputs, outputs, dtype)), size_of(dtype));
     PanelCall p{};
     p.weight = weight.as(), p.row_stride = row_stride, p.column_stride = column_stride, p.inputs = inputs, p.outputs = outputs;
-    p.panels = panels.as(), p.gaps = gaps, p.dtype = dtype, p.threads = threads;
+    p.panels = panels.as(), p.dtype = dtype, p.threads = threads;
     table.pack(p);
     return panels;
 }
@@ -58,11 +57,13 @@ void one() {
     table.forward(p);
 
     Buffer grad_y = numbers(size_t(rows * outputs), item), grad_weight = zeros(size_t(inputs * outputs), item);
-    Buffer grad_panels = panels_of(grad_y, rows, outputs, 1, outputs, dtype, threads, false);
+    const bool turned_grad = chance(0.3);
+    Buffer grad_panels = zeros(size_t(threads * rows * 64), item);
     Buffer turned = zeros(size_t(inputs * words_of(rows)), 8), turned_counts = zeros(size_t(inputs), 8);
     WeightGradCall g{};
     g.bits = p.bits, g.turned = turned.as<unsigned long long>(), g.counts = turned_counts.as<Size>();
-    g.x = p.x, g.x_stride = stride, g.panels = grad_panels.as(), g.grad_weight = grad_weight.as();
+    g.x = p.x, g.x_stride = stride, g.grad_y = grad_y.as(), g.row_stride = turned_grad ? 1 : outputs, g.column_stride = turned_grad ? rows : 1;
+    g.panels = grad_panels.as(), g.grad_weight = grad_weight.as();
     g.rows = rows, g.inputs = inputs, g.outputs = outputs, g.dtype = dtype, g.threads = threads;
     table.turn(g);
     const std::vector<Size> turned_offsets = running_sum(g.counts, inputs);
