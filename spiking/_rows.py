@@ -342,21 +342,13 @@ class Rows:
             if done.row.kind == "avgpool":
                 nnz = found.images.sum(1)
                 done.add("in_nnz", steps, nnz)
-                done.add("pool_adds", steps, nnz - self._left_over(pool, seq))  # no number is in two windows
+                done.add("pool_adds", steps, nnz - found.beyond.sum(1))  # no number is in two windows
             else:
                 done.add("pool_cmps", steps, done.row.config["dense_ops"] * self.run.batch)
             of_pool = done.row.name
             done, steps = self._neuron_row(names[1], neuron, s.detach())
             self.run.reads_from(of_pool, done)
             self._spikes(names[1], done, steps, s, s.detach(), found.active.sum(1), found)
-
-    @staticmethod
-    def _left_over(pool: Any, seq: Tensor) -> np.ndarray | int:
-        """Non-zeros per step beyond the last whole window at the right and at the bottom."""
-        window = pool.kernel_size if isinstance(pool.kernel_size, int) else pool.kernel_size[0]
-        high, wide = (n // window * window for n in seq.shape[3:])
-        parts = seq[..., high:, :], seq[..., :high, wide:]
-        return sum(part.count_nonzero((1, 2, 3, 4)).cpu().numpy() for part in parts if part.numel())
 
     def norm(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a normalisation."""

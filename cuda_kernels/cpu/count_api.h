@@ -19,6 +19,17 @@ struct CountCall {
 
 constexpr int LEVELS = 40;     // more than spiking._counters calls graded
 
+// Counters of several threads [threads, planes·steps·samples + elements + spare], as kernels leave them, added up.
+struct FoldCall {
+    const int* counts;
+    long long planes, steps, samples, elements, spare;
+    long long* by_step;        // [planes, steps]
+    long long* by_sample;      // [planes, samples]
+    long long* by_element;     // [elements], added to
+    int threads;
+};
+
 struct CountTable {
     int (*count)(const CountCall&);  // bit 0: every value is 0 or 1; bit 1: every value is finite
+    void (*fold)(const FoldCall&);
 };

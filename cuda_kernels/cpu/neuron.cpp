@@ -284,19 +284,20 @@ bool streams(const NeuronCall& p) {
 template <Kind kind, Flags flags, class IO>
 bool in_strips(const NeuronCall& p) {
     (void)p;
-    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1 && !p.drive && !p.tally;
+    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1 && !p.drive;
     return false;
 }
 
 bool aligned(const NeuronCall& p, const void* row) { return (reinterpret_cast<u64>(row) | u64(p.N * 4)) % 64 == 0; }
 
 template <Reset reset>
-void forward_strips(const NeuronCall& p, i64 first, i64 n, float* v, const float* beta, const float* threshold, const Rule<float>& rule) {
+void forward_strips(const NeuronCall& p, i64 first, i64 n, float* v, const float* beta, const float* threshold, const Rule<float>& rule,
+                    const Tally& tally, float* hits) {
 #if SPIKING_WIDE
     const float* x = static_cast<const float*>(p.x) + first;
     float* s = static_cast<float*>(p.s) + first;
     float* h = p.save ? static_cast<float*>(p.saved) + first : nullptr;
-    const bool stream = streams<float>(p) && aligned(p, p.s) && (!h || aligned(p, p.saved));
+    const bool stream = streams<float>(p) && aligned(p, p.s) && (!h || aligned(p, p.saved)) && !p.tally;  // it reads what was written
     for (i64 t = 0; t < p.T;) {
         const i64 steps = p.T - t >= STRIP ? STRIP : 1, at = t * p.N;
         // After the last step: the rows of the block that this thread takes next.
@@ -308,6 +309,8 @@ void forward_strips(const NeuronCall& p, i64 first, i64 n, float* v, const float
               : stream ? run(forward_strip<reset, STRIP, true, false>) : run(forward_strip<reset, STRIP, false, false>);
         else
             h ? run(forward_strip<reset, 1, false, true>) : run(forward_strip<reset, 1, false, false>);
+        if (p.tally)
+            for (i64 i = 0; i < steps; ++i) tally_row(p, tally, t + i, first, n, x + at + i * p.N, s + at + i * p.N, hits);
         t += steps;
     }
     if (stream) stream_end();
@@ -358,15 +361,16 @@ void forward_block(const NeuronCall& p, i64 first, i64 n, int thread) {
         if (extra) copy(e, to + p.N, n);
         if (counter) copy(c, to + counter * p.N, n);
     };
+    const Tally tally = p.tally ? tally_of(p, thread) : Tally{};
+    T hits[BLOCK];
+    if (p.tally) fill(hits, n, T(0));
     if (in_strips<kind, flags, IO>(p)) {
-        if constexpr (sizeof(IO) == 4) forward_strips<reset>(p, first, n, v, beta, threshold, rule);
+        if constexpr (sizeof(IO) == 4) forward_strips<reset>(p, first, n, v, beta, threshold, rule, tally, hits);
         store_state(static_cast<T*>(p.state1) + first);
+        if (p.tally) tally_neurons(p, tally, first, n, hits);
         return;
     }
     const bool stream = streams<IO>(p);
-    const Tally tally = p.tally ? tally_of(p, thread) : Tally{};
-    int hits[BLOCK];
-    if (p.tally) fill(hits, n, 0);
     for (i64 t = 0; t < p.T; ++t) {
         const i64 at = t * p.N + first;
         if (p.save == 3 && t > 0 && t % CHUNK == 0) store_state(static_cast<T*>(p.saved) + (t / CHUNK - 1) * n_states * p.N + first);
