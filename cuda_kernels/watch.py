@@ -26,6 +26,11 @@ class Reach:
         self.stored, self.nonzero = stored.contiguous(), None if nonzero is None else nonzero.contiguous()
         self.addresses = (self.stored.data_ptr(), 0 if self.nonzero is None else self.nonzero.data_ptr())
 
+    def same_as(self, other: Reach) -> bool:
+        """Whether both hold the same numbers."""
+        pairs = ((self.stored, other.stored), (self.nonzero, other.nonzero))
+        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
 
 class Folded(NamedTuple):
     """Sums of counts, int64."""

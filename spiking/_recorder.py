@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spiking import _peers as peers
-from spiking._forward_pass import ForwardPass, Growing
+from spiking._forward_pass import ForwardPass, Growing, LayerPass
 from spiking._operations import Operations
 from spiking._rows import Rows, counting_of
 from spiking._watched import Kind, listened, plain, watched
@@ -95,14 +95,18 @@ class Recorder:
         layers = watched(self.model)
         chains = listened(self.model, [module for _, module, _ in layers])
         self._listens = chains.pop(self.model, True)
-        for module, listens in chains.items():
+        listening = self._listens or any(chains.values())
+        for module, listens in chains.items() if listening else ():
             self._handles.append(module.register_forward_pre_hook(_Before(self._operations, listens)))
             self._handles.append(module.register_forward_hook(_After(self._operations)))
         for name, module, kind in layers:
             label = name or type(module).__name__
             self._rows.names[id(module)] = label
-            before = _Before(self._operations, False, self._rows if kind == "weights" else None)
-            self._handles.append(module.register_forward_pre_hook(before))
+            self._rows.modules[label] = id(module)
+            rows = self._rows if kind == "neuron" or isinstance(module, nn.Linear) else None
+            if listening or rows is not None:
+                before = _Before(self._operations, False, rows)
+                self._handles.append(module.register_forward_pre_hook(before))
             after = _Seen(self._operations, self._rows, kind, label)
             self._handles.append(module.register_forward_hook(after, with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(self._end, with_kwargs=True))
@@ -217,10 +221,14 @@ class Recorder:
             if fresh:
                 self._known[name] = done.row
                 self.trace.layers.append(done.row)
-            self._events(done.row, events, fresh)
+            if events is not None or done.row.events is not None:
+                self._events(done.row, events, fresh)
         self.trace.n_steps = self._run.steps
         self.trace.n_samples += self._run.batch
-        self._fold_norms()
+        if self._run.plans:  # some layer ran for the first time, or unlike before
+            self._rows.again.update(self._run.plans)
+        if any(isinstance(done, LayerPass) for done in self._run.layers.values()):
+            self._fold_norms()
         self._keep()
         self._reset()
 
@@ -282,7 +290,7 @@ class _Before:
             return
         self.operations.step_in(self.listens)
         if self.rows is not None and args and isinstance(args[0], Tensor):
-            self.rows.before(args[0])
+            self.rows.before(module, args[0])
 
 
 class _After:
@@ -309,6 +317,12 @@ class _Seen:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if self.operations.elsewhere:
             return
+        plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(out, Tensor)
+        if not (plain and self.rows.ran_again(self.label, module, args[0], out)):
+            self._count(module, args, kwargs, out)
+        self.operations.step_out()
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         y = next((v for v in out if isinstance(v, Tensor)), None) if isinstance(out, tuple | list) else out
         if x is None or not isinstance(y, Tensor):
@@ -319,7 +333,6 @@ class _Seen:
                 self.rows.neuron(self.label, module, x, y, None if state is None else state.spikes)
             else:
                 getattr(self.rows, self.kind)(self.label, module, x, y)
-        self.operations.step_out()
 
 
 def model_hash(model: nn.Module) -> str:

@@ -16,7 +16,7 @@ constexpr i64 LANES = 16;      // independent partial sums, so that the loops ve
 struct Found { bool ones, finite; };
 
 // 32-bit sums: a block of fan-outs below 2^17 cannot overflow them.
-template <bool fans, bool sparse, class T>
+template <bool fans, bool sparse, bool elements, class T>
 Found count_row(const T* __restrict x, const int* __restrict fan, const int* __restrict fan_nonzero, int* __restrict per_element, i64 n,
                 i64& nonzero, i64& synops, i64& effective, double& magnitude, bool values) {
     int hits = 0, odd = 0, reached = 0, useful = 0;
@@ -24,7 +24,7 @@ Found count_row(const T* __restrict x, const int* __restrict fan, const int* __r
         const int hit = x[k] != T(0) ? 1 : 0;
         hits += hit;
         odd += x[k] != T(0) && x[k] != T(1) ? 1 : 0;
-        per_element[k] += hit;
+        if constexpr (elements) per_element[k] += hit;
         if constexpr (fans) reached += hit ? fan[k] : 0;
         if constexpr (sparse) useful += hit ? fan_nonzero[k] : 0;
     }
@@ -97,9 +97,10 @@ Found count_rows(const CountCall& p, i64 begin, i64 end, int thread) {
             i64 nonzero = 0, synops = 0, effective = 0;
             double magnitude = 0;
             const auto count = [&](auto tally) { return tally(x, fan, fan_nonzero, hits, n, nonzero, synops, effective, magnitude, p.levels); };
-            const Found found = !fan         ? count(count_row<false, false, T>)
-                                : fan_nonzero ? count(count_row<true, true, T>)
-                                              : count(count_row<true, false, T>);
+            const Found found = !p.per_element ? (fan ? count(count_row<true, false, false, T>) : count(count_row<false, false, false, T>))
+                                : !fan         ? count(count_row<false, false, true, T>)
+                                : fan_nonzero  ? count(count_row<true, true, true, T>)
+                                               : count(count_row<true, false, true, T>);
             const bool fresh = first == 0;
             p.nonzero[r] = nonzero + (fresh ? 0 : p.nonzero[r]);
             p.synops[r] = synops + (fresh ? 0 : p.synops[r]);
@@ -110,6 +111,7 @@ Found count_rows(const CountCall& p, i64 begin, i64 end, int thread) {
             all.ones &= found.ones;
             all.finite &= found.finite;
         }
+        if (!p.per_element) continue;
         long long* to = p.per_element + first;
 #ifdef _OPENMP
 #pragma omp critical(spiking_count)
