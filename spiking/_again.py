@@ -27,6 +27,7 @@ class Again:
 
     def __init__(self, done: LayerPass, x: Tensor, constants: dict[str, int]) -> None:
         self.row, self.next_step, self.samples = done.row, done.steps, done.samples
+        self.label, self.call = done.label, done.call
         self.maker = done.operand_of[0] if done.operand_of else ""
         self.shape, self.dtype = x.shape, x.dtype
         self.constants = [(done.row.counts[name], value) for name, value in constants.items() if value]
@@ -36,19 +37,19 @@ class Again:
         raise NotImplementedError
 
     def fits(self, run: ForwardPass, x: Tensor) -> bool:
-        """Whether x is like the first input, and this the first call in the pass."""
+        """Whether x is like the first input, and this the same call of the pass."""
         return (
             x.shape == self.shape
             and x.dtype is self.dtype
             and x.is_contiguous()
             and run.batch == self.samples
             and run.steps == self.next_step
-            and self.row.name not in run.calls
+            and run.calls.get(self.label, 0) == self.call
         )
 
     def starts(self, run: ForwardPass) -> None:
         """Be the layer's part of the pass."""
-        run.calls[self.row.name] = 1
+        run.calls[self.label] = self.call + 1
         run.layers[self.row.name] = self
 
     def made(self, run: ForwardPass, x: Tensor) -> bool:
@@ -151,7 +152,8 @@ class TogetherAgain(Again):
         self.neurons, self.averages = neurons, done.row.kind == "avgpool"
 
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
-        fits = self.fits(run, x) and self.neurons.row.name not in run.calls and self.made(run, x)
+        after = self.neurons
+        fits = self.fits(run, x) and run.calls.get(after.label, 0) == after.call and self.made(run, x)
         found = watch.take_neurons(x, y) if fits else None
         if found is None or not found.binary:
             return False
@@ -173,16 +175,17 @@ class WeightsAgain(Again):
     ) -> None:
         super().__init__(done, x, constants)
         self.version, self.uniform, self.reach = version(weight), uniform, reach
+        self.repeated = False
         self.settled = False  # whether the levels hold all that spikes can add
 
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
-        if not self.fits(run, x) or version(module.weight) != self.version or self.row.repeated_input:
+        if not self.fits(run, x) or version(module.weight) != self.version:
             return False
         found = run.maker(x)
-        if self.maker != (found.name if found is not None else "") or not self.finds(
-            watch, x, None if found is None else found.counts
-        ):
+        known = None if found is None else found.counts
+        if self.maker != ("" if found is None else found.name) or not self.finds(watch, x, known):
             return False
+        self.repeated = self.row.repeated_input and self._repeats(x)
         self.starts(run)
         run.produced(y, self.row.name)
         return True
@@ -190,6 +193,13 @@ class WeightsAgain(Again):
     def finds(self, watch: Watch, x: Tensor, known: Any) -> bool:
         """Find the counts of x; `known` are those that its maker has."""
         raise NotImplementedError
+
+    def nonzeros(self) -> np.ndarray:
+        """[T, B] of what was found."""
+        raise NotImplementedError
+
+    def _repeats(self, x: Tensor) -> bool:
+        return counters.repeated(self.nonzeros(), x.detach().view(self.next_step, -1))
 
     def add_spikes(
         self, row: LayerTrace, samples: dict[str, Growing], by_step: np.ndarray, by_input: np.ndarray
@@ -222,6 +232,9 @@ class ReadsNeurons(WeightsAgain):
         self.counts = known
         return True
 
+    def nonzeros(self) -> np.ndarray:
+        return self.counts.spikes
+
     def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
         by_step, by_sample, by_neuron = self.counts.folded
         self.add_spikes(row, samples, by_step[1], by_neuron)
@@ -246,9 +259,12 @@ class ReadsCounted(WeightsAgain):
         self.counts = found
         return True
 
+    def nonzeros(self) -> np.ndarray:
+        return self.counts.per_row.reshape(self.next_step, self.samples)
+
     def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
         assert self.uniform is not None  # else there is no such plan
-        nnz = self.counts.per_row.reshape(self.next_step, self.samples)
+        nnz = self.nonzeros()
         by_step = nnz.sum(1)
         self.add_spikes(row, samples, by_step, self.counts.per_input)
         syn = by_step * self.uniform
@@ -269,6 +285,9 @@ class ReadsTensor(WeightsAgain):
             return False
         self.counts, self.levels = found, self._levels(found, x)
         return True
+
+    def nonzeros(self) -> np.ndarray:
+        return self.counts.nonzero.reshape(self.next_step, self.samples)
 
     def _levels(self, found: counting.Counted, x: Tensor) -> list[Levels] | None:
         """Of each step; None for spikes. A step that is known to be analogue stays so, and is not looked at again."""

@@ -255,7 +255,7 @@ def counts_of_spikes(nnz: np.ndarray, per_element: np.ndarray, x: Tensor) -> Ope
     per_step = nnz.sum(1)
     levels = levels_of_spikes(per_step)
     none = np.zeros_like(nnz)
-    return OperandCounts(nnz, per_step.astype(np.float64), none, none[:, 0], per_element, levels, _repeated(nnz, x))
+    return OperandCounts(nnz, per_step.astype(np.float64), none, none[:, 0], per_element, levels, repeated(nnz, x))
 
 
 def levels_of_spikes(nnz: np.ndarray) -> list[Levels]:
@@ -333,7 +333,7 @@ def _repeats(x: Tensor) -> bool:
     return len(x) > 1 and all(torch.equal(x[0], x[t]) for t in range(1, len(x)))
 
 
-def _repeated(nnz: np.ndarray, x: Tensor) -> bool:
+def repeated(nnz: np.ndarray, x: Tensor) -> bool:
     """Whether all steps of x are equal; that equal steps have equal counts is a look that costs nothing."""
     return len(x) > 1 and bool((nnz == nnz[0]).all()) and (not nnz.any() or _repeats(x))
 
@@ -348,9 +348,8 @@ def _from_compiled(found: counting.Counted, x: Tensor) -> OperandCounts:
         levels = levels_of_spikes(nnz.sum(1))
     else:
         levels = [met_levels(met, step) for met, step in zip(found.levels, x, strict=True)]
-    repeated = _repeated(nnz, x)
     abs_sum = found.magnitude.reshape(steps, batch).sum(1)
-    return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated)
+    return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated(nnz, x))
 
 
 def met_levels(met: tuple[tuple[float, ...] | None, bool], step: Tensor) -> Levels:

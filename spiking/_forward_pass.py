@@ -44,6 +44,8 @@ class LayerPass:
     row: LayerTrace
     steps: int
     samples: int
+    label: str = ""  # the layer's name; its row has it with a number from the second call on
+    call: int = 0
     next_step: int = 0
     counts: dict[str, np.ndarray | int] = field(default_factory=dict)  # [T], or one number for every step
     abs_sum: np.ndarray | None = None
@@ -194,7 +196,8 @@ class ForwardPass:
         done = self.layers.get(key)
         if done is None:
             row = self._known.get(key)
-            done = self.layers[key] = LayerPass(make(key) if row is None else row, self.steps, self.batch)
+            row = make(key) if row is None else row
+            done = self.layers[key] = LayerPass(row, self.steps, self.batch, name, call)
         steps = slice(0, n) if whole else slice(done.next_step, done.next_step + n)
         if steps.stop > self.steps:
             raise SpikingError(

@@ -18,7 +18,7 @@ from spiking import _peers as peers
 from spiking._forward_pass import ForwardPass, Growing, LayerPass
 from spiking._operations import Operations
 from spiking._rows import Rows, counting_of
-from spiking._watched import Kind, listened, plain, watched
+from spiking._watched import Kind, in_quiet, listened, plain, watched
 from spiking.errors import SpikingError
 from spiking.trace import Events, EventTrace, LayerTrace, Recording
 
@@ -95,8 +95,10 @@ class Recorder:
         layers = watched(self.model)
         chains = listened(self.model, [module for _, module, _ in layers])
         self._listens = chains.pop(self.model, True)
-        listening = self._listens or any(chains.values())
-        for module, listens in chains.items() if listening else ():
+        quiet = in_quiet(self.model, {self.model: self._listens, **chains})
+        for module, listens in chains.items():
+            if module in quiet and not listens:
+                continue
             self._handles.append(module.register_forward_pre_hook(_Before(self._operations, listens)))
             self._handles.append(module.register_forward_hook(_After(self._operations)))
         for name, module, kind in layers:
@@ -104,10 +106,10 @@ class Recorder:
             self._rows.names[id(module)] = label
             self._rows.modules[label] = id(module)
             rows = self._rows if kind == "neuron" or isinstance(module, nn.Linear) else None
-            if listening or rows is not None:
-                before = _Before(self._operations, False, rows)
+            if module not in quiet or rows is not None:
+                before = _Before(self._operations, None if module in quiet else False, rows)
                 self._handles.append(module.register_forward_pre_hook(before))
-            after = _Seen(self._operations, self._rows, kind, label)
+            after = _Seen(self._operations, self._rows, kind, label, module not in quiet)
             self._handles.append(module.register_forward_hook(after, with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(self._end, with_kwargs=True))
         return self.trace
@@ -278,17 +280,18 @@ class Recorder:
 
 
 class _Before:
-    """Hook: a module begins."""
+    """Hook: a module begins; `listens` None: one where nobody listens anyway."""
 
     of_watch = True
 
-    def __init__(self, operations: Operations, listens: bool, rows: Rows | None = None) -> None:
+    def __init__(self, operations: Operations, listens: bool | None, rows: Rows | None = None) -> None:
         self.operations, self.listens, self.rows = operations, listens, rows
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.operations.elsewhere:
             return
-        self.operations.step_in(self.listens)
+        if self.listens is not None:
+            self.operations.step_in(self.listens)
         if self.rows is not None and args and isinstance(args[0], Tensor):
             self.rows.before(module, args[0])
 
@@ -311,16 +314,18 @@ class _Seen:
 
     of_watch = True
 
-    def __init__(self, operations: Operations, rows: Rows, kind: Kind, label: str) -> None:
-        self.operations, self.rows, self.kind, self.label = operations, rows, kind, label
+    def __init__(self, operations: Operations, rows: Rows, kind: Kind, label: str, steps: bool) -> None:
+        self.operations, self.rows, self.kind, self.label, self.steps = operations, rows, kind, label, steps
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if self.operations.elsewhere:
             return
-        plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(out, Tensor)
-        if not (plain and self.rows.ran_again(self.label, module, args[0], out)):
+        x, y = args[0] if args else None, out[0] if isinstance(out, tuple) and out else out
+        plain = isinstance(x, Tensor) and isinstance(y, Tensor)
+        if not (plain and self.rows.ran_again(self.label, module, x, y)):
             self._count(module, args, kwargs, out)
-        self.operations.step_out()
+        if self.steps:
+            self.operations.step_out()
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)

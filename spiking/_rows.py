@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from spiking import _counters as counters
 from spiking import _peers as peers
-from spiking._again import NeuronAgain, NormAgain, PoolAgain, ReadsCounted, ReadsNeurons, ReadsTensor, TogetherAgain
+from spiking._again import (
+    Again,
+    NeuronAgain,
+    NormAgain,
+    PoolAgain,
+    ReadsCounted,
+    ReadsNeurons,
+    ReadsTensor,
+    TogetherAgain,
+)
 from spiking._counters import OperandCounts
 from spiking._forward_pass import ForwardPass, LayerPass, version
 from spiking._watched import BATCH_NORMS, describe, pool_dims, recurrent_weights
@@ -73,16 +82,20 @@ class Rows:
         found = self.run.maker(x)
         self.watch.wants_input = found is None or found.counts is None
 
-    def ran_again(self, key: Any, module: nn.Module, x: Tensor, y: Tensor) -> bool:
-        """Whether a call was like one of an earlier pass; then it has been counted."""
-        plan = self.again.get(key)
+    def ran_again(self, label: Any, module: nn.Module, x: Tensor, y: Tensor) -> bool:
+        """Whether a call was like one of an earlier pass; then it has been counted. `label`: of a layer, or of two together."""
+        call = self.run.calls.get(label, 0)
+        plan = self.again.get((label, call) if call else label)
         return plan is not None and self.keep <= 0 and plan.runs(self.run, self.watch, module, x, y)
 
-    def _may_run_again(self, name: str, done: LayerPass, steps: slice, x: Tensor) -> bool:
+    def _may_run_again(self, steps: slice, x: Tensor) -> bool:
         """Whether a call is of the kind that a plan is made for."""
         odd = self.events or self.active_rows or self.run.step_by_step or self.run.batch_first
-        whole = steps.stop - steps.start == self.run.steps and done.row.name == name
-        return whole and not odd and x.is_cpu and x.is_contiguous()
+        return steps.stop - steps.start == self.run.steps and not odd and x.is_cpu and x.is_contiguous()
+
+    def _plan(self, plan: Again) -> None:
+        """Keep a plan for later passes, if this one ends well."""
+        self.run.plans[(plan.label, plan.call) if plan.call else plan.label] = plan
 
     def weights(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a linear or convolutional layer."""
@@ -123,12 +136,12 @@ class Rows:
                 f"record: layer {name}: {err}; expected finite values. Find the layer before it that makes them."
             ) from err
         self._add_operand(done, steps, counts, seq)
-        if source is not None and fans.reach is not None and self._may_run_again(name, done, steps, source):
+        if source is not None and fans.reach is not None and self._may_run_again(steps, source):
             constants = {"in_numel": math.prod(seq.shape[1:]), "bias_adds": row.bias * row.n_outputs * self.run.batch}
             kind = ReadsNeurons if from_neurons else ReadsTensor if known is None else ReadsCounted
             plan = kind(done, source, constants, layer.weight, fans.uniform, self._reach(fans, done, from_neurons))
             if kind is not ReadsCounted or fans.uniform is not None:
-                self.run.plans[name] = plan
+                self._plan(plan)
         if not from_neurons:
             self._note_events(done, steps, seq)
         if self.active_rows:
@@ -269,8 +282,8 @@ class Rows:
         self.run.reads(x, done)
         active = counters.count_nonzero_per_step(current) if found is None else found.active.sum(1)
         self._spikes(name, done, steps, y, spikes, active, found)
-        if found is not None and found.binary and self._may_run_again(name, done, steps, x):
-            self.run.plans[name] = self._neuron_again(done, x, spikes)
+        if found is not None and found.binary and self._may_run_again(steps, x):
+            self._plan(self._neuron_again(done, x, spikes))
 
     @staticmethod
     def _neuron_again(done: LayerPass, x: Tensor, spikes: Tensor) -> NeuronAgain:
@@ -355,11 +368,10 @@ class Rows:
             done.add("pool_adds", steps, reached)
             narrow = counting.narrow(windows)
         self.run.produced(y, done.row.name)
-        if self._may_run_again(name, done, steps, x):
+        if self._may_run_again(steps, x):
             largest = done.row.kind == "maxpool"
-            self.run.plans[name] = (
-                NormAgain(done, x, constants) if largest or narrow is None else PoolAgain(done, x, constants, narrow)
-            )
+            plan = NormAgain(done, x, constants) if largest or narrow is None else PoolAgain(done, x, constants, narrow)
+            self._plan(plan)
 
     def _add_constants_of_pool(self, done: LayerPass, steps: slice, seq: Tensor) -> dict[str, int]:
         """Add what is the same in every pass, and return it."""
@@ -409,8 +421,7 @@ class Rows:
             done, steps = self._neuron_row(names[1], neuron, s.detach())
             self.run.reads_from(of_pool.row.name, done)
             self._spikes(names[1], done, steps, s, s.detach(), found.active.sum(1), found)
-            again = [self._may_run_again(n, d, steps, x) for n, d in zip(names, (of_pool, done))]
-            if found.binary and all(again):
+            if found.binary and of_pool.call == done.call == 0 and self._may_run_again(steps, x):
                 after = self._neuron_again(done, x, s)
                 self.run.plans[names[0], names[1]] = TogetherAgain(of_pool, x, constants, after)
 
@@ -439,8 +450,8 @@ class Rows:
         numel = math.prod(seq.shape[1:])
         done.add("in_numel", steps, numel)
         self.run.produced(y, done.row.name)
-        if self._may_run_again(name, done, steps, x):
-            self.run.plans[name] = NormAgain(done, x, {"in_numel": numel})
+        if self._may_run_again(steps, x):
+            self._plan(NormAgain(done, x, {"in_numel": numel}))
 
     def addition(self, a: Tensor, b: Tensor, y: Tensor) -> None:
         """An addition of two tensors of one shape, at least one of which a recorded layer made."""
