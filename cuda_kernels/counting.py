@@ -34,8 +34,8 @@ def count(
 ) -> Counted | None:
     """Count x [rows, n] against the fan-out of its n elements; None where the compiled module cannot.
 
-    Without `values`, only `nonzero`, `synops` and `ones` are found: half the work where x is analogue. Fans in int32 are
-    known to fit (`narrow`).
+    Without `values`, only `nonzero` and the first half of `synops` are found: half the work where x is analogue. Fans in int32
+    are known to fit (`narrow`).
 
     >>> found = count(torch.eye(3), 1, torch.tensor([5, 6, 7]))
     >>> found is None or (found.nonzero.tolist(), found.synops[0].tolist(), found.ones) == ([1, 1, 1], [5, 6, 7], True)

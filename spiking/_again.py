@@ -92,7 +92,7 @@ class PoolAgain(Again):
 
     def __init__(self, done: LayerPass, x: Tensor, constants: dict[str, int], windows: Tensor) -> None:
         super().__init__(done, x, constants)
-        self.windows = windows
+        self.windows = None if bool((windows == 1).all()) else windows
 
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
         if not (self.fits(run, x) and self.made(run, x)):
@@ -107,8 +107,10 @@ class PoolAgain(Again):
         return True
 
     def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
-        row.counts["in_nnz"] += self.found.nonzero.reshape(self.next_step, -1).sum(1)
-        row.counts["pool_adds"] += self.found.synops[0].reshape(self.next_step, -1).sum(1)
+        nnz = self.found.nonzero.reshape(self.next_step, -1).sum(1)
+        reached = nnz if self.windows is None else self.found.synops[0].reshape(self.next_step, -1).sum(1)
+        row.counts["in_nnz"] += nnz
+        row.counts["pool_adds"] += reached
 
 
 class NeuronAgain(Again):

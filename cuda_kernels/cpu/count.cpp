@@ -16,7 +16,7 @@ constexpr i64 LANES = 16;      // independent partial sums, so that the loops ve
 struct Found { bool ones, finite; };
 
 // 32-bit sums: a block of fan-outs below 2^17 cannot overflow them.
-template <bool fans, bool sparse, bool elements, class T>
+template <bool fans, bool sparse, class T>
 Found count_row(const T* __restrict x, const int* __restrict fan, const int* __restrict fan_nonzero, int* __restrict per_element, i64 n,
                 i64& nonzero, i64& synops, i64& effective, double& magnitude, bool values) {
     int hits = 0, odd = 0, reached = 0, useful = 0;
@@ -24,7 +24,7 @@ Found count_row(const T* __restrict x, const int* __restrict fan, const int* __r
         const int hit = x[k] != T(0) ? 1 : 0;
         hits += hit;
         odd += x[k] != T(0) && x[k] != T(1) ? 1 : 0;
-        if constexpr (elements) per_element[k] += hit;
+        per_element[k] += hit;
         if constexpr (fans) reached += hit ? fan[k] : 0;
         if constexpr (sparse) useful += hit ? fan_nonzero[k] : 0;
     }
@@ -75,6 +75,24 @@ void collect_levels(const T* __restrict x, i64 n, double* met, int& n_met, int& 
     }
 }
 
+// Non-zeros alone, and the sum of fan over them.
+template <bool fans, class T>
+Found count_bare(const T* __restrict x, const int* __restrict fan, const int*, int*, i64 n, i64& nonzero, i64& synops, i64&, double&, bool) {
+    int hits[LANES] = {}, reached[LANES] = {};
+    i64 k = 0;
+    for (; k + LANES <= n; k += LANES)
+        for (i64 l = 0; l < LANES; ++l) {
+            hits[l] += x[k + l] != T(0) ? 1 : 0;
+            if constexpr (fans) reached[l] += x[k + l] != T(0) ? fan[k + l] : 0;
+        }
+    for (; k < n; ++k) {
+        hits[0] += x[k] != T(0) ? 1 : 0;
+        if constexpr (fans) reached[0] += x[k] != T(0) ? fan[k] : 0;
+    }
+    for (i64 l = 0; l < LANES; ++l) nonzero += hits[l], synops += reached[l];
+    return {false, true};
+}
+
 // Rows [begin, end) in blocks of elements.
 template <class IO>
 Found count_rows(const CountCall& p, i64 begin, i64 end, int thread) {
@@ -97,10 +115,10 @@ Found count_rows(const CountCall& p, i64 begin, i64 end, int thread) {
             i64 nonzero = 0, synops = 0, effective = 0;
             double magnitude = 0;
             const auto count = [&](auto tally) { return tally(x, fan, fan_nonzero, hits, n, nonzero, synops, effective, magnitude, p.levels); };
-            const Found found = !p.per_element ? (fan ? count(count_row<true, false, false, T>) : count(count_row<false, false, false, T>))
-                                : !fan         ? count(count_row<false, false, true, T>)
-                                : fan_nonzero  ? count(count_row<true, true, true, T>)
-                                               : count(count_row<true, false, true, T>);
+            const Found found = !p.per_element ? (fan ? count(count_bare<true, T>) : count(count_bare<false, T>))
+                                : !fan         ? count(count_row<false, false, T>)
+                                : fan_nonzero  ? count(count_row<true, true, T>)
+                                               : count(count_row<true, false, T>);
             const bool fresh = first == 0;
             p.nonzero[r] = nonzero + (fresh ? 0 : p.nonzero[r]);
             p.synops[r] = synops + (fresh ? 0 : p.synops[r]);

@@ -8,8 +8,8 @@ struct CountCall {
     long long* nonzero;        // [rows]
     long long* synops;         // [2, rows]: sums of fan and of fan_nonzero over the non-zeros
     double* magnitude;         // [rows] sum of |x|
-    long long* per_element;    // [n] non-zeros of each element over the rows, zeroed by the caller; null: not wanted, and fan_nonzero
-                               // neither
+    long long* per_element;    // [n] non-zeros of each element over the rows, zeroed by the caller; null: `nonzero` and the first
+                               // half of `synops` are all that is wanted
     double* levels;            // [threads, steps, LEVELS]: the distinct magnitudes that are not zero, as they were met; null: neither
                                // magnitudes nor what is not finite are looked for
     int* n_levels;             // [threads, steps], zeroed by the caller; LEVELS + 1: there are more

@@ -17,6 +17,9 @@ SPIKING_FN void over_samples(const NeuronCall& p, i64 t, i64 first, i64 n, const
     }
 }
 
+struct Yes { static constexpr bool value = true; };
+struct No { static constexpr bool value = false; };
+
 struct Tally {
     int *active, *spikes, *images, *beyond, *reached[2], *per_neuron, *odd;
 };
@@ -52,6 +55,14 @@ SPIKING_FN int fans_of_spikes(const T* __restrict s, const int* __restrict fan, 
     return found;
 }
 
+// Adds neurons with a current and spikes to a row [sample at a step]; NaN spikes are odd.
+template <class T>
+SPIKING_FN void add_to(const Tally& to, i64 row, T active, T spikes) {
+    to.active[row] += int(active);
+    if (spikes == spikes) to.spikes[row] += int(spikes);
+    else *to.odd = 1;
+}
+
 // hits [n] collects the spikes of each neuron of the block over time. Outputs are 0, 1 or NaN, so that their sum is their number, or NaN.
 template <class T>
 __attribute__((noinline)) void tally_row(const NeuronCall& p, const Tally& to, i64 t, i64 first, i64 n, const T* __restrict x,
@@ -72,9 +83,7 @@ __attribute__((noinline)) void tally_row(const NeuronCall& p, const Tally& to, i
             hits[k] += s[k];
         }
         for (i64 l = 0; l < PARTS; ++l) moved += active[l], total += spikes[l];
-        to.active[row] += moved;
-        if (total == total) to.spikes[row] += int(total);
-        else *to.odd = 1;
+        add_to(to, row, T(moved), total);
         for (int i = 0; i < 2; ++i)
             if (to.reached[i]) to.reached[i][row] += fans_of_spikes(s + from, p.tally->fans[i] + (first + from) % p.tally->features, run);
     });
