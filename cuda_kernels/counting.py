@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import backend
 
-__all__ = ["Counted", "count"]
+__all__ = ["Counted", "count", "narrow"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LARGEST_FAN = 1 << 17  # sums of a block are 32-bit
@@ -34,30 +34,38 @@ def count(
 ) -> Counted | None:
     """Count x [rows, n] against the fan-out of its n elements; None where the compiled module cannot.
 
-    Without `values`, only `nonzero`, `synops` and `ones` are found: half the work where x is analogue.
+    Without `values`, only `nonzero` and the first half of `synops` are found: half the work where x is analogue. Fans in int32
+    are known to fit (`narrow`).
 
     >>> found = count(torch.eye(3), 1, torch.tensor([5, 6, 7]))
     >>> found is None or (found.nonzero.tolist(), found.synops[0].tolist(), found.ones) == ([1, 1, 1], [5, 6, 7], True)
     True
     """
     fits = x.dtype in _DTYPES and x.numel() > 0 and x.device.type == "cpu" and x.dim() == 2
-    if not fits or backend.choose(x.device).name != "cpu" or (fan is not None and int(fan.max()) >= _LARGEST_FAN):
+    if not fits or backend.choose(x.device).name != "cpu":
+        return None
+    fans = [None if f is None else narrow(f) for f in (fan, fan_nonzero)]
+    if fan is not None and fans[0] is None:
         return None
     module = backend.compiled()
     assert module is not None
     x = x.contiguous()
     rows, n = x.shape
     threads = backend.threads() if x.numel() >= 1 << 16 else 1
-    narrow = [None if f is None else f.to(torch.int32).contiguous() for f in (fan, fan_nonzero)]
-    nonzero, synops, magnitude = np.empty(rows, np.int64), np.empty((2, rows), np.int64), np.empty(rows)
-    per_element = np.zeros(n, np.int64)
-    levels = np.empty((threads, steps, module.LEVELS))
-    n_levels, negative = np.zeros((threads, steps), np.int32), np.zeros((threads, steps), np.int32)
-    arrays = (nonzero, synops, magnitude, per_element, levels, n_levels, negative)
+    whole = np.zeros(3 * rows + n, np.int64)
+    real = np.empty(rows + threads * steps * module.LEVELS)
+    met = np.zeros((2, threads, steps), np.int32)
+    to, to_real, to_met = whole.ctypes.data, real.ctypes.data, met.ctypes.data
     found = module.count(
         x.data_ptr(),
-        *(0 if f is None else f.data_ptr() for f in narrow),
-        *(0 if a is levels and not values else a.ctypes.data for a in arrays),
+        *(0 if f is None else f.data_ptr() for f in fans),
+        to,
+        to + 8 * rows,
+        to_real,
+        to + 24 * rows if values else 0,
+        to_real + 8 * rows if values else 0,
+        to_met,
+        to_met + 4 * threads * steps,
         rows,
         n,
         steps,
@@ -65,8 +73,19 @@ def count(
         threads,
     )
     ones, finite = bool(found & 1), bool(found & 2)
-    met = None if ones or not values else [_levels(levels[:, t], n_levels[:, t], negative[:, t]) for t in range(steps)]
-    return Counted(nonzero, synops, magnitude, per_element, ones, finite, met)
+    nonzero, synops, per_element = whole[:rows], whole[rows : 3 * rows].reshape(2, rows), whole[3 * rows :]
+    levels = None
+    if values and not ones:
+        seen = real[rows:].reshape(threads, steps, -1)
+        levels = [_levels(seen[:, t], met[0, :, t], met[1, :, t]) for t in range(steps)]
+    return Counted(nonzero, synops, real[:rows], per_element, ones, finite, levels)
+
+
+def narrow(fan: Tensor) -> Tensor | None:
+    """Fan-outs as `count` reads them, int32; None where they are too large for it."""
+    if fan.dtype == torch.int32:
+        return fan
+    return None if fan.numel() and int(fan.max()) >= _LARGEST_FAN else fan.to(torch.int32).contiguous()
 
 
 def _levels(levels: np.ndarray, n_levels: np.ndarray, negative: np.ndarray) -> tuple[tuple[float, ...] | None, bool]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,12 +159,13 @@ def run_forward(
         watching = watch.current() if s.numel() else None
         counts = None
         if watching is not None:
-            counts = np.zeros((threads, 3 * steps * shape[1] + features + 1), np.int32)
-        tally = (features, 0 if counts is None else counts.ctypes.data)
-        call = (*addresses, *sizes, packed, numbers, threads, driven, *tally, constant)
-        backend.compiled().neuron_forward(*call)  # type: ignore[union-attr]
+            reach = watching.take_reach(features)
+            counts = watch.NeuronCounts(threads, steps, shape[1], features, drive is not None, reach)
+        call = (packed, numbers, threads, driven, [] if counts is None else counts.call, constant)
+        binary = backend.compiled().neuron_forward(*addresses, *sizes, *call)  # type: ignore[union-attr]
         if watching is not None and counts is not None:
-            watching.leave_neurons(given, s, watch.NeuronCounts.of(counts, steps, features))
+            counts.binary = binary
+            watching.leave_neurons(given, s, counts)
     return s, last, saved
 
 

@@ -253,9 +253,14 @@ def count_windows(x: Tensor, windows: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def counts_of_spikes(nnz: np.ndarray, per_element: np.ndarray, x: Tensor) -> OperandCounts:
     """The counts of x [T, B, *], of which others found that every value is 0 or 1; the products are still to be made."""
     per_step = nnz.sum(1)
-    levels = [_SPIKES if n else _NO_LEVELS for n in per_step.tolist()]
+    levels = levels_of_spikes(per_step)
     none = np.zeros_like(nnz)
-    return OperandCounts(nnz, per_step.astype(np.float64), none, none[:, 0], per_element, levels, _repeated(nnz, x))
+    return OperandCounts(nnz, per_step.astype(np.float64), none, none[:, 0], per_element, levels, repeated(nnz, x))
+
+
+def levels_of_spikes(nnz: np.ndarray) -> list[Levels]:
+    """The levels of steps with so many spikes."""
+    return [_SPIKES if n else _NO_LEVELS for n in nnz.tolist()]
 
 
 def count_operand(
@@ -328,7 +333,7 @@ def _repeats(x: Tensor) -> bool:
     return len(x) > 1 and all(torch.equal(x[0], x[t]) for t in range(1, len(x)))
 
 
-def _repeated(nnz: np.ndarray, x: Tensor) -> bool:
+def repeated(nnz: np.ndarray, x: Tensor) -> bool:
     """Whether all steps of x are equal; that equal steps have equal counts is a look that costs nothing."""
     return len(x) > 1 and bool((nnz == nnz[0]).all()) and (not nnz.any() or _repeats(x))
 
@@ -340,19 +345,19 @@ def _from_compiled(found: counting.Counted, x: Tensor) -> OperandCounts:
         raise FloatingPointError("the operand holds NaN or Inf")
     nnz, syn = found.nonzero.reshape(steps, batch), found.synops.reshape(2, steps, batch)
     if found.levels is None:
-        levels = [_SPIKES if n else _NO_LEVELS for n in nnz.sum(1)]
+        levels = levels_of_spikes(nnz.sum(1))
     else:
-        levels = [_known_levels(*met) or levels_of(step) for met, step in zip(found.levels, x, strict=True)]
-    repeated = _repeated(nnz, x)
+        levels = [met_levels(met, step) for met, step in zip(found.levels, x, strict=True)]
     abs_sum = found.magnitude.reshape(steps, batch).sum(1)
-    return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated)
+    return OperandCounts(nnz, abs_sum, syn[0], syn[1].sum(1), found.per_element, levels, repeated(nnz, x))
 
 
-def _known_levels(magnitudes: tuple[float, ...] | None, signed: bool) -> Levels | None:
-    """The levels that the compiled pass met; None where they were too many for it."""
+def met_levels(met: tuple[tuple[float, ...] | None, bool], step: Tensor) -> Levels:
+    """The levels of a step in which the compiled pass met these magnitudes; None of them where they were too many for it."""
+    magnitudes, signed = met
+    clustered = None if magnitudes is None else _cluster(magnitudes)
     if magnitudes is None:
-        return None
-    clustered = _cluster(magnitudes)
+        return levels_of(step)
     return Levels(clustered, clustered is not None and signed)
 
 

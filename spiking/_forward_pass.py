@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from spiking._counters import Levels, OperandCounts
+from spiking._counters import Levels, OperandCounts, counts_of_spikes
+from spiking.cuda_kernels.watch import NeuronCounts
 from spiking.errors import SpikingError
 from spiking.trace import Events, LayerTrace
 
@@ -43,6 +44,8 @@ class LayerPass:
     row: LayerTrace
     steps: int
     samples: int
+    label: str = ""  # the layer's name; its row has it with a number from the second call on
+    call: int = 0
     next_step: int = 0
     counts: dict[str, np.ndarray | int] = field(default_factory=dict)  # [T], or one number for every step
     abs_sum: np.ndarray | None = None
@@ -85,17 +88,14 @@ class LayerPass:
         """Add the pass to the row; returns where its events were. `samples` grow with each pass; `silent` has a 0 for each sample."""
         row = self.row
         for name, values in self.counts.items():
-            row.counts[name] = row.counts[name] + values
+            row.counts[name] += values
         if self.abs_sum is not None:
-            row.in_abs_sum = row.in_abs_sum + self.abs_sum
+            row.in_abs_sum += self.abs_sum
         if self.per_element is not None:
-            row.spike_count = row.spike_count + self.per_element
+            row.spike_count += self.per_element
         if self.levels:
             quiet = Levels()
-            levels = self.levels + [quiet] * (self.steps - len(self.levels))
-            row.levels_step = levels if fresh else [a if a is b else a.join(b) for a, b in zip(row.levels_step, levels)]
-            for step in levels:
-                row.levels = row.levels if step is row.levels else row.levels.join(step)
+            join_levels(row, self.levels + [quiet] * (self.steps - len(self.levels)))
         row.levels_right = row.levels_right.join(self.levels_right)
         repeated = self.repeated and self.next_step > 1 and row.is_weight_layer
         row.repeated_input = repeated and (fresh or row.repeated_input)
@@ -132,6 +132,13 @@ class LayerPass:
         return Events(*parts[:3]) if plain else Events(*parts)
 
 
+def join_levels(row: LayerTrace, levels: list[Levels]) -> None:
+    """Add the levels of each step to a row's."""
+    row.levels_step = [a if a is b else a.join(b) for a, b in zip(row.levels_step, levels)]
+    for step in levels:
+        row.levels = row.levels if step is row.levels else row.levels.join(step)
+
+
 def _over_steps(parts: list[np.ndarray]) -> np.ndarray | None:
     """Sums of [t, B] over the steps of all parts."""
     if not parts:
@@ -146,7 +153,17 @@ class Producer(NamedTuple):
     storage: StorageWeakRef
     version: int
     numel: int
-    counts: OperandCounts | None = None
+    counts: OperandCounts | NeuronCounts | None = None
+
+
+class Ran(Protocol):
+    """What one layer did during one pass: a `LayerPass`, or the plan of an earlier one with new numbers."""
+
+    row: LayerTrace
+    next_step: int
+
+    def check(self) -> None: ...
+    def commit(self, fresh: bool, samples: dict[str, Growing], silent: np.ndarray) -> Events | None: ...
 
 
 class ForwardPass:
@@ -162,7 +179,8 @@ class ForwardPass:
     ) -> None:
         self.steps = self.batch = 0
         self.batch_first, self.step_by_step = batch_first, step_by_step
-        self.layers: dict[str, LayerPass] = {}
+        self.layers: dict[str, Any] = {}  # LayerPass, or what takes its place
+        self.plans: dict[Any, Any] = {}  # how layers may be counted in later passes that are like this one
         self.readers = {} if readers is None else readers
         self.kept: dict[str, list[Tensor]] = {}
         self.calls: dict[str, int] = {}
@@ -178,7 +196,8 @@ class ForwardPass:
         done = self.layers.get(key)
         if done is None:
             row = self._known.get(key)
-            done = self.layers[key] = LayerPass(make(key) if row is None else row, self.steps, self.batch)
+            row = make(key) if row is None else row
+            done = self.layers[key] = LayerPass(row, self.steps, self.batch, name, call)
         steps = slice(0, n) if whole else slice(done.next_step, done.next_step + n)
         if steps.stop > self.steps:
             raise SpikingError(
@@ -190,7 +209,7 @@ class ForwardPass:
 
     # who made a tensor, who reads it
 
-    def produced(self, x: Tensor, name: str, counts: OperandCounts | None = None) -> None:
+    def produced(self, x: Tensor, name: str, counts: OperandCounts | NeuronCounts | None = None) -> None:
         storage = x.untyped_storage()
         self._producers[storage._cdata] = Producer(name, StorageWeakRef(storage), version(x), x.numel(), counts)
 
@@ -207,6 +226,9 @@ class ForwardPass:
         if found is None:
             return None
         self.reads_from(found.name, done)
+        if isinstance(found.counts, NeuronCounts):
+            whole = x.detach().reshape(found.counts.steps, found.counts.batch, -1)
+            return counts_of_spikes(found.counts.spikes, found.counts.per_neuron, whole)
         return found.counts
 
     def reads_from(self, name: str, done: LayerPass) -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from spiking import _peers as peers
-from spiking._forward_pass import ForwardPass, Growing
+from spiking._forward_pass import ForwardPass, Growing, LayerPass
 from spiking._operations import Operations
 from spiking._rows import Rows, counting_of
-from spiking._watched import Kind, listened, plain, watched
+from spiking._watched import Kind, in_quiet, listened, plain, watched
 from spiking.errors import SpikingError
 from spiking.trace import Events, EventTrace, LayerTrace, Recording
 
@@ -95,15 +95,21 @@ class Recorder:
         layers = watched(self.model)
         chains = listened(self.model, [module for _, module, _ in layers])
         self._listens = chains.pop(self.model, True)
+        quiet = in_quiet(self.model, {self.model: self._listens, **chains})
         for module, listens in chains.items():
+            if module in quiet and not listens:
+                continue
             self._handles.append(module.register_forward_pre_hook(_Before(self._operations, listens)))
             self._handles.append(module.register_forward_hook(_After(self._operations)))
         for name, module, kind in layers:
             label = name or type(module).__name__
             self._rows.names[id(module)] = label
-            before = _Before(self._operations, False, self._rows if kind == "weights" else None)
-            self._handles.append(module.register_forward_pre_hook(before))
-            after = _Seen(self._operations, self._rows, kind, label)
+            self._rows.modules[label] = id(module)
+            rows = self._rows if kind == "neuron" or isinstance(module, nn.Linear) else None
+            if module not in quiet or rows is not None:
+                before = _Before(self._operations, None if module in quiet else False, rows)
+                self._handles.append(module.register_forward_pre_hook(before))
+            after = _Seen(self._operations, self._rows, kind, label, module not in quiet)
             self._handles.append(module.register_forward_hook(after, with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(self._end, with_kwargs=True))
         return self.trace
@@ -217,10 +223,14 @@ class Recorder:
             if fresh:
                 self._known[name] = done.row
                 self.trace.layers.append(done.row)
-            self._events(done.row, events, fresh)
+            if events is not None or done.row.events is not None:
+                self._events(done.row, events, fresh)
         self.trace.n_steps = self._run.steps
         self.trace.n_samples += self._run.batch
-        self._fold_norms()
+        if self._run.plans:  # some layer ran for the first time, or unlike before
+            self._rows.again.update(self._run.plans)
+        if any(isinstance(done, LayerPass) for done in self._run.layers.values()):
+            self._fold_norms()
         self._keep()
         self._reset()
 
@@ -270,19 +280,20 @@ class Recorder:
 
 
 class _Before:
-    """Hook: a module begins."""
+    """Hook: a module begins; `listens` None: one where nobody listens anyway."""
 
     of_watch = True
 
-    def __init__(self, operations: Operations, listens: bool, rows: Rows | None = None) -> None:
+    def __init__(self, operations: Operations, listens: bool | None, rows: Rows | None = None) -> None:
         self.operations, self.listens, self.rows = operations, listens, rows
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.operations.elsewhere:
             return
-        self.operations.step_in(self.listens)
+        if self.listens is not None:
+            self.operations.step_in(self.listens)
         if self.rows is not None and args and isinstance(args[0], Tensor):
-            self.rows.before(args[0])
+            self.rows.before(module, args[0])
 
 
 class _After:
@@ -303,12 +314,20 @@ class _Seen:
 
     of_watch = True
 
-    def __init__(self, operations: Operations, rows: Rows, kind: Kind, label: str) -> None:
-        self.operations, self.rows, self.kind, self.label = operations, rows, kind, label
+    def __init__(self, operations: Operations, rows: Rows, kind: Kind, label: str, steps: bool) -> None:
+        self.operations, self.rows, self.kind, self.label, self.steps = operations, rows, kind, label, steps
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if self.operations.elsewhere:
             return
+        x, y = args[0] if args else None, out[0] if isinstance(out, tuple) and out else out
+        plain = isinstance(x, Tensor) and isinstance(y, Tensor)
+        if not (plain and self.rows.ran_again(self.label, module, x, y)):
+            self._count(module, args, kwargs, out)
+        if self.steps:
+            self.operations.step_out()
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         y = next((v for v in out if isinstance(v, Tensor)), None) if isinstance(out, tuple | list) else out
         if x is None or not isinstance(y, Tensor):
@@ -319,7 +338,6 @@ class _Seen:
                 self.rows.neuron(self.label, module, x, y, None if state is None else state.spikes)
             else:
                 getattr(self.rows, self.kind)(self.label, module, x, y)
-        self.operations.step_out()
 
 
 def model_hash(model: nn.Module) -> str:

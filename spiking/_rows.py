@@ -14,12 +14,25 @@ from torch import Tensor, nn
 
 from spiking import _counters as counters
 from spiking import _peers as peers
+from spiking._again import (
+    Again,
+    NeuronAgain,
+    NormAgain,
+    PoolAgain,
+    ReadsCounted,
+    ReadsNeurons,
+    ReadsTensor,
+    TogetherAgain,
+)
 from spiking._counters import OperandCounts
 from spiking._forward_pass import ForwardPass, LayerPass, version
 from spiking._watched import BATCH_NORMS, describe, pool_dims, recurrent_weights
-from spiking.cuda_kernels.watch import NeuronCounts, Watch
+from spiking.cuda_kernels import counting
+from spiking.cuda_kernels.watch import NeuronCounts, Reach, Watch
 from spiking.errors import SpikingError
 from spiking.trace import Events, LayerTrace
+
+_LARGEST_SUM = 2**31  # of what the spikes of a sample reach: kernels count in 32 bits
 
 
 class Fans(NamedTuple):
@@ -28,6 +41,7 @@ class Fans(NamedTuple):
     stored: Tensor
     nonzero: Tensor
     uniform: int | None  # what every element has, if all weights count and all elements have the same
+    reach: Reach | None  # both as kernels take them; None where sums of them might not fit
     dense: int
     w_nnz: int
     w_abs_mean: float
@@ -53,15 +67,35 @@ class Rows:
         self.run = ForwardPass()
         self.watch = Watch(self.together)
         self.names: dict[int, str] = {}  # of the watched modules, by identity
+        self.modules: dict[str, int] = {}  # the other way round
+        self.again: dict[
+            Any, Any
+        ] = {}  # plans for layers that run as they did before, by name, or the names of two that ran together
         self.events, self.active_rows = events, active_rows
         self.keep = 0  # how many samples' spikes are kept whole in this pass
         self._fans: dict[tuple[str, tuple[int, ...]], tuple[int, Fans]] = {}
         self._windows: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
 
-    def before(self, x: Tensor) -> None:
-        """A weight layer is about to read x."""
+    def before(self, module: nn.Module, x: Tensor) -> None:
+        """A layer is about to read x."""
+        self.watch.begins(module)
         found = self.run.maker(x)
         self.watch.wants_input = found is None or found.counts is None
+
+    def ran_again(self, label: Any, module: nn.Module, x: Tensor, y: Tensor) -> bool:
+        """Whether a call was like one of an earlier pass; then it has been counted. `label`: of a layer, or of two together."""
+        call = self.run.calls.get(label, 0)
+        plan = self.again.get((label, call) if call else label)
+        return plan is not None and self.keep <= 0 and plan.runs(self.run, self.watch, module, x, y)
+
+    def _may_run_again(self, steps: slice, x: Tensor) -> bool:
+        """Whether a call is of the kind that a plan is made for."""
+        odd = self.events or self.active_rows or self.run.step_by_step or self.run.batch_first
+        return steps.stop - steps.start == self.run.steps and not odd and x.is_cpu and x.is_contiguous()
+
+    def _plan(self, plan: Again) -> None:
+        """Keep a plan for later passes, if this one ends well."""
+        self.run.plans[(plan.label, plan.call) if plan.call else plan.label] = plan
 
     def weights(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a linear or convolutional layer."""
@@ -102,6 +136,12 @@ class Rows:
                 f"record: layer {name}: {err}; expected finite values. Find the layer before it that makes them."
             ) from err
         self._add_operand(done, steps, counts, seq)
+        if source is not None and fans.reach is not None and self._may_run_again(steps, source):
+            constants = {"in_numel": math.prod(seq.shape[1:]), "bias_adds": row.bias * row.n_outputs * self.run.batch}
+            kind = ReadsNeurons if from_neurons else ReadsTensor if known is None else ReadsCounted
+            plan = kind(done, source, constants, layer.weight, fans.uniform, self._reach(fans, done, from_neurons))
+            if kind is not ReadsCounted or fans.uniform is not None:
+                self._plan(plan)
         if not from_neurons:
             self._note_events(done, steps, seq)
         if self.active_rows:
@@ -111,6 +151,17 @@ class Rows:
         if row.bias:
             done.add("bias_adds", steps, row.n_outputs * self.run.batch)
         return row
+
+    def _reach(self, fans: Fans, done: LayerPass, from_neurons: bool) -> Reach:
+        """The fan-outs of an operand; neurons that send it are told of them, if they differ."""
+        assert fans.reach is not None
+        sender = self.modules.get(done.operand_of[0]) if done.operand_of else None
+        if not from_neurons or fans.uniform is not None or sender is None:
+            return fans.reach
+        known = self.watch.reaches.get(sender)
+        if known is None or not known.same_as(fans.reach):
+            known = self.watch.reaches[sender] = fans.reach
+        return known
 
     def _add_operand(self, done: LayerPass, steps: slice, counts: OperandCounts, seq: Tensor) -> None:
         done.add("in_numel", steps, math.prod(seq.shape[1:]))
@@ -157,7 +208,10 @@ class Rows:
             low, high = (int(v) for v in stored.aminmax()) if stored.numel() else (0, 1)
             uniform = low if low == high and not sparse else None
             magnitudes = counters.row_magnitudes(layer)
-            found = Fans(stored, nonzero, uniform, int(stored.sum()), w_nnz, mean, largest, magnitudes)
+            narrow = counting.narrow(stored)
+            fits = narrow is not None and int(stored.sum()) < _LARGEST_SUM
+            reach = Reach(narrow, nonzero.int() if sparse else None) if fits else None
+            found = Fans(stored, nonzero, uniform, reach, int(stored.sum()), w_nnz, mean, largest, magnitudes)
             self._fans[key] = (now, found)
         return self._fans[key][1]
 
@@ -228,6 +282,13 @@ class Rows:
         self.run.reads(x, done)
         active = counters.count_nonzero_per_step(current) if found is None else found.active.sum(1)
         self._spikes(name, done, steps, y, spikes, active, found)
+        if found is not None and found.binary and self._may_run_again(steps, x):
+            self._plan(self._neuron_again(done, x, spikes))
+
+    @staticmethod
+    def _neuron_again(done: LayerPass, x: Tensor, spikes: Tensor) -> NeuronAgain:
+        numel = math.prod(spikes.shape[1:])
+        return NeuronAgain(done, x, {"in_numel": numel, "updates": numel})
 
     def _neuron_row(self, name: str, layer: Any, spikes: Tensor) -> tuple[LayerPass, slice]:
         shape = tuple(spikes.shape[2:])
@@ -299,14 +360,27 @@ class Rows:
         in_shape, out_shape = tuple(seq.shape[2:]), tuple(y.shape[-dims - 1 :])
         done, steps, windows = self._pool_row(name, layer, len(seq), in_shape, out_shape)
         self.run.reads(x, done)
-        done.add("in_numel", steps, math.prod(seq.shape[1:]))
+        constants = self._add_constants_of_pool(done, steps, seq)
+        narrow = None
         if done.row.kind == "avgpool":
             nnz, reached = counters.count_windows(seq, windows)
             done.add("in_nnz", steps, nnz)
             done.add("pool_adds", steps, reached)
-        else:
-            done.add("pool_cmps", steps, done.row.config["dense_ops"] * self.run.batch)
+            narrow = counting.narrow(windows)
         self.run.produced(y, done.row.name)
+        if self._may_run_again(steps, x):
+            largest = done.row.kind == "maxpool"
+            plan = NormAgain(done, x, constants) if largest or narrow is None else PoolAgain(done, x, constants, narrow)
+            self._plan(plan)
+
+    def _add_constants_of_pool(self, done: LayerPass, steps: slice, seq: Tensor) -> dict[str, int]:
+        """Add what is the same in every pass, and return it."""
+        constants = {"in_numel": math.prod(seq.shape[1:])}
+        if done.row.kind == "maxpool":
+            constants["pool_cmps"] = done.row.config["dense_ops"] * self.run.batch
+        for name, value in constants.items():
+            done.add(name, steps, value)
+        return constants
 
     def _pool_row(
         self, name: str, layer: Any, n: int, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
@@ -326,7 +400,7 @@ class Rows:
     def together(self, pool: nn.Module, neuron: nn.Module, x: Tensor, s: Tensor) -> None:
         """A pooling and the neurons after it ran in one pass, from x [T, B, C, H, W] to spikes s."""
         names = [self.names.get(id(module)) for module in (pool, neuron)]
-        if names[0] is None or names[1] is None:
+        if names[0] is None or names[1] is None or self.ran_again((*names,), pool, x, s):
             return
         with counting_of(x):
             found = self.watch.take_neurons(x, s)
@@ -338,25 +412,18 @@ class Rows:
             seq, out_shape = x.detach(), tuple(s.shape[2:])
             done, steps, _ = self._pool_row(names[0], pool, len(seq), tuple(seq.shape[2:]), out_shape)
             self.run.reads(x, done)
-            done.add("in_numel", steps, math.prod(seq.shape[1:]))
+            constants = self._add_constants_of_pool(done, steps, seq)
             if done.row.kind == "avgpool":
                 nnz = found.images.sum(1)
                 done.add("in_nnz", steps, nnz)
-                done.add("pool_adds", steps, nnz - self._left_over(pool, seq))  # no number is in two windows
-            else:
-                done.add("pool_cmps", steps, done.row.config["dense_ops"] * self.run.batch)
-            of_pool = done.row.name
+                done.add("pool_adds", steps, nnz - found.beyond.sum(1))  # no number is in two windows
+            of_pool = done
             done, steps = self._neuron_row(names[1], neuron, s.detach())
-            self.run.reads_from(of_pool, done)
+            self.run.reads_from(of_pool.row.name, done)
             self._spikes(names[1], done, steps, s, s.detach(), found.active.sum(1), found)
-
-    @staticmethod
-    def _left_over(pool: Any, seq: Tensor) -> np.ndarray | int:
-        """Non-zeros per step beyond the last whole window at the right and at the bottom."""
-        window = pool.kernel_size if isinstance(pool.kernel_size, int) else pool.kernel_size[0]
-        high, wide = (n // window * window for n in seq.shape[3:])
-        parts = seq[..., high:, :], seq[..., :high, wide:]
-        return sum(part.count_nonzero((1, 2, 3, 4)).cpu().numpy() for part in parts if part.numel())
+            if found.binary and of_pool.call == done.call == 0 and self._may_run_again(steps, x):
+                after = self._neuron_again(done, x, s)
+                self.run.plans[names[0], names[1]] = TogetherAgain(of_pool, x, constants, after)
 
     def norm(self, name: str, layer: Any, x: Tensor, y: Tensor) -> None:
         """One call of a normalisation."""
@@ -380,8 +447,11 @@ class Rows:
         done, steps = self.run.start(name, len(seq), make)
         done.train_mode = layer.training
         self.run.reads(x, done)
-        done.add("in_numel", steps, math.prod(seq.shape[1:]))
+        numel = math.prod(seq.shape[1:])
+        done.add("in_numel", steps, numel)
         self.run.produced(y, done.row.name)
+        if self._may_run_again(steps, x):
+            self._plan(NormAgain(done, x, {"in_numel": numel}))
 
     def addition(self, a: Tensor, b: Tensor, y: Tensor) -> None:
         """An addition of two tensors of one shape, at least one of which a recorded layer made."""

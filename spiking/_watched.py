@@ -54,6 +54,13 @@ def listened(model: nn.Module, layers: Iterable[nn.Module]) -> dict[nn.Module, b
     return found
 
 
+def in_quiet(model: nn.Module, listens: dict[nn.Module, bool]) -> set[nn.Module]:
+    """Modules of the model that run only where nobody listens for operations, so that it need not be switched off for them."""
+    parents = [(module, listens.get(module, True)) for module in model.modules()]
+    loud = {part for module, heard in parents if heard for part in module.children()}
+    return {part for module, heard in parents if not heard for part in module.children()} - loud
+
+
 def _class_of(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 

@@ -430,6 +430,7 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
     if watching is not None:  # it hears of this pair; of others, layer by layer
         if not (_pools(first, x) and _may_follow(second)):
             return None
+        watching.begins(second)
         s, state = second.after_pool(x, _window(first), isinstance(first, MaxPool2d), None, states[1])
         watching.together(first, second, x, s)
         return s, None, state

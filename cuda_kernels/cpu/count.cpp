@@ -75,6 +75,24 @@ void collect_levels(const T* __restrict x, i64 n, double* met, int& n_met, int& 
     }
 }
 
+// Non-zeros alone, and the sum of fan over them.
+template <bool fans, class T>
+Found count_bare(const T* __restrict x, const int* __restrict fan, const int*, int*, i64 n, i64& nonzero, i64& synops, i64&, double&, bool) {
+    int hits[LANES] = {}, reached[LANES] = {};
+    i64 k = 0;
+    for (; k + LANES <= n; k += LANES)
+        for (i64 l = 0; l < LANES; ++l) {
+            hits[l] += x[k + l] != T(0) ? 1 : 0;
+            if constexpr (fans) reached[l] += x[k + l] != T(0) ? fan[k + l] : 0;
+        }
+    for (; k < n; ++k) {
+        hits[0] += x[k] != T(0) ? 1 : 0;
+        if constexpr (fans) reached[0] += x[k] != T(0) ? fan[k] : 0;
+    }
+    for (i64 l = 0; l < LANES; ++l) nonzero += hits[l], synops += reached[l];
+    return {false, true};
+}
+
 // Rows [begin, end) in blocks of elements.
 template <class IO>
 Found count_rows(const CountCall& p, i64 begin, i64 end, int thread) {
@@ -97,9 +115,10 @@ Found count_rows(const CountCall& p, i64 begin, i64 end, int thread) {
             i64 nonzero = 0, synops = 0, effective = 0;
             double magnitude = 0;
             const auto count = [&](auto tally) { return tally(x, fan, fan_nonzero, hits, n, nonzero, synops, effective, magnitude, p.levels); };
-            const Found found = !fan         ? count(count_row<false, false, T>)
-                                : fan_nonzero ? count(count_row<true, true, T>)
-                                              : count(count_row<true, false, T>);
+            const Found found = !p.per_element ? (fan ? count(count_bare<true, T>) : count(count_bare<false, T>))
+                                : !fan         ? count(count_row<false, false, T>)
+                                : fan_nonzero  ? count(count_row<true, true, T>)
+                                               : count(count_row<true, false, T>);
             const bool fresh = first == 0;
             p.nonzero[r] = nonzero + (fresh ? 0 : p.nonzero[r]);
             p.synops[r] = synops + (fresh ? 0 : p.synops[r]);
@@ -110,6 +129,7 @@ Found count_rows(const CountCall& p, i64 begin, i64 end, int thread) {
             all.ones &= found.ones;
             all.finite &= found.finite;
         }
+        if (!p.per_element) continue;
         long long* to = p.per_element + first;
 #ifdef _OPENMP
 #pragma omp critical(spiking_count)
@@ -139,9 +159,31 @@ int count(const CountCall& p) {
     return count_all<float>(p);
 }
 
+void fold(const FoldCall& p) {
+    const i64 cells = p.planes * p.steps * p.samples, stride = cells + p.elements + p.spare;
+    for (i64 k = 0; k < p.planes * p.samples; ++k) p.by_sample[k] = 0;
+    for (i64 row = 0; row < p.planes * p.steps; ++row) {
+        long long* __restrict by_sample = p.by_sample + row / p.steps * p.samples;
+        i64 total = 0;
+        for (int thread = 0; thread < p.threads; ++thread) {
+            const int* __restrict from = p.counts + thread * stride + row * p.samples;
+            for (i64 k = 0; k < p.samples; ++k) {
+                by_sample[k] += from[k];
+                total += from[k];
+            }
+        }
+        p.by_step[row] = total;
+    }
+    for (int thread = 0; thread < p.threads; ++thread) {
+        const int* __restrict from = p.counts + thread * stride + cells;
+        long long* __restrict to = p.by_element;
+        for (i64 k = 0; k < p.elements; ++k) to[k] += from[k];
+    }
+}
+
 }  // namespace
 
 extern const CountTable count_table;
-const CountTable count_table{count};
+const CountTable count_table{count, fold};
 
 }  // namespace SPIKING_NS

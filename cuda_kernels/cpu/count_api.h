@@ -8,7 +8,8 @@ struct CountCall {
     long long* nonzero;        // [rows]
     long long* synops;         // [2, rows]: sums of fan and of fan_nonzero over the non-zeros
     double* magnitude;         // [rows] sum of |x|
-    long long* per_element;    // [n] non-zeros of each element over the rows, zeroed by the caller
+    long long* per_element;    // [n] non-zeros of each element over the rows, zeroed by the caller; null: `nonzero` and the first
+                               // half of `synops` are all that is wanted
     double* levels;            // [threads, steps, LEVELS]: the distinct magnitudes that are not zero, as they were met; null: neither
                                // magnitudes nor what is not finite are looked for
     int* n_levels;             // [threads, steps], zeroed by the caller; LEVELS + 1: there are more
@@ -19,6 +20,17 @@ struct CountCall {
 
 constexpr int LEVELS = 40;     // more than spiking._counters calls graded
 
+// Counters of several threads [threads, planes·steps·samples + elements + spare], as kernels leave them, added up.
+struct FoldCall {
+    const int* counts;
+    long long planes, steps, samples, elements, spare;
+    long long* by_step;        // [planes, steps]
+    long long* by_sample;      // [planes, samples]
+    long long* by_element;     // [elements], added to
+    int threads;
+};
+
 struct CountTable {
     int (*count)(const CountCall&);  // bit 0: every value is 0 or 1; bit 1: every value is finite
+    void (*fold)(const FoldCall&);
 };

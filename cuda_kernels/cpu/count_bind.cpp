@@ -23,9 +23,17 @@ int count(uintptr_t x, uintptr_t fan, uintptr_t fan_nonzero, uintptr_t nonzero, 
     return table.count(p);
 }
 
+void fold(uintptr_t counts, int threads, long long planes, long long steps, long long samples, long long elements, long long spare,
+          uintptr_t by_step, uintptr_t by_sample, uintptr_t by_element) {
+    FoldCall p{pointer<const int>(counts), planes, steps, samples, elements, spare, pointer<long long>(by_step), pointer<long long>(by_sample),
+               pointer<long long>(by_element), threads};
+    count_table().fold(p);
+}
+
 }  // namespace
 
 void bind_count(nb::module_& m) {
     m.attr("LEVELS") = LEVELS;
     m.def("count", &count);
+    m.def("fold", &fold);
 }

@@ -287,30 +287,50 @@ bool streams(const NeuronCall& p) {
 template <Kind kind, Flags flags, class IO>
 bool in_strips(const NeuronCall& p) {
     (void)p;
-    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1 && !p.drive && !p.tally;
+    if constexpr (SPIKING_WIDE && kind == Kind::lif && flags == Flags::plain && sizeof(IO) == 4) return p.save <= 1 && !p.drive;
     return false;
 }
 
 bool aligned(const NeuronCall& p, const void* row) { return (reinterpret_cast<u64>(row) | u64(p.N * 4)) % 64 == 0; }
 
+constexpr i64 FEW_NEURONS = 64;  // of a sample: below, strips would be cut too often to be counted on the way
+
 template <Reset reset>
-void forward_strips(const NeuronCall& p, i64 first, i64 n, float* v, const float* beta, const float* threshold, const Rule<float>& rule) {
+void forward_strips(const NeuronCall& p, i64 first, i64 n, float* v, const float* beta, const float* threshold, const Rule<float>& rule,
+                    const Tally& tally, float* hits) {
 #if SPIKING_WIDE
     const float* x = static_cast<const float*>(p.x) + first;
     float* s = static_cast<float*>(p.s) + first;
     float* h = p.save ? static_cast<float*>(p.saved) + first : nullptr;
-    const bool stream = streams<float>(p) && aligned(p, p.s) && (!h || aligned(p, p.saved));
+    const i64 features = p.tally ? p.tally->features : p.N, samples = p.N / features;
+    const bool on_the_way = p.tally && features >= FEW_NEURONS && !p.tally->fans[0], afterwards = p.tally && !on_the_way;
+    const bool stream = streams<float>(p) && aligned(p, p.s) && (!h || aligned(p, p.saved)) && !afterwards && features % SPIKING_WIDE == 0;
     for (i64 t = 0; t < p.T;) {
         const i64 steps = p.T - t >= STRIP ? STRIP : 1, at = t * p.N;
         // After the last step: the rows of the block that this thread takes next.
         const i64 ahead = t + 2 * steps <= p.T ? steps * p.N : first + 2 * n <= p.N ? n - at : 0;
-        const Strip rows{n, p.N, p.x_is_constant ? 0 : ahead, x_step(p)};
-        const auto run = [&](auto strip) { strip(x + t * x_step(p), s + at, h ? h + at : nullptr, v, beta, threshold, rule, rows); };
-        if (steps == STRIP)
-            h ? stream ? run(forward_strip<reset, STRIP, true, true>) : run(forward_strip<reset, STRIP, false, true>)
-              : stream ? run(forward_strip<reset, STRIP, true, false>) : run(forward_strip<reset, STRIP, false, false>);
+        const auto strip = [&](i64 k, i64 width, auto counts, StripCounts* to) {
+            constexpr bool counted = decltype(counts)::value;
+            const Strip rows{width, p.N, p.x_is_constant ? 0 : ahead, x_step(p)};
+            const auto run = [&](auto body) {
+                body(x + t * x_step(p) + k, s + at + k, h ? h + at + k : nullptr, v + k, beta + k, threshold + k, rule, rows, to);
+            };
+            if (steps == STRIP)
+                h ? stream ? run(forward_strip<reset, STRIP, true, true, counted>) : run(forward_strip<reset, STRIP, false, true, counted>)
+                  : stream ? run(forward_strip<reset, STRIP, true, false, counted>) : run(forward_strip<reset, STRIP, false, false, counted>);
+            else
+                h ? run(forward_strip<reset, 1, false, true, counted>) : run(forward_strip<reset, 1, false, false, counted>);
+        };
+        if (on_the_way)
+            over_samples(p, t, first, n, [&](i64 k, i64 width, i64 row) {
+                StripCounts found{};
+                found.hits = hits + k;
+                strip(k, width, Yes{}, &found);
+                for (i64 i = 0; i < steps; ++i) add_to(tally, row + i * samples, found.active[i], found.spikes[i]);
+            });
         else
-            h ? run(forward_strip<reset, 1, false, true>) : run(forward_strip<reset, 1, false, false>);
+            strip(0, n, No{}, nullptr);
+        for (i64 i = 0; afterwards && i < steps; ++i) tally_row(p, tally, t + i, first, n, x + (t + i) * x_step(p), s + at + i * p.N, hits);
         t += steps;
     }
     if (stream) stream_end();
@@ -361,18 +381,20 @@ void forward_block(const NeuronCall& p, i64 first, i64 n, int thread) {
         if (extra) copy(e, to + p.N, n);
         if (counter) copy(c, to + counter * p.N, n);
     };
+    const Tally tally = p.tally ? tally_of(p, thread) : Tally{};
+    T hits[BLOCK];
+    if (p.tally) fill(hits, n, T(0));
     if (in_strips<kind, flags, IO>(p)) {
-        if constexpr (sizeof(IO) == 4) forward_strips<reset>(p, first, n, v, beta, threshold, rule);
+        if constexpr (sizeof(IO) == 4) forward_strips<reset>(p, first, n, v, beta, threshold, rule, tally, hits);
         store_state(static_cast<T*>(p.state1) + first);
+        if (p.tally) tally_neurons(p, tally, first, n, hits);
         return;
     }
     const bool stream = streams<IO>(p);
-    const Tally tally = p.tally ? tally_of(p, thread) : Tally{};
-    int hits[BLOCK];
-    if (p.tally) fill(hits, n, 0);
     for (i64 t = 0; t < p.T; ++t) {
         const i64 at = t * p.N + first;
         if (p.save == 3 && t > 0 && t % CHUNK == 0) store_state(static_cast<T*>(p.saved) + (t / CHUNK - 1) * n_states * p.N + first);
+        if (p.tally && p.drive) tally_images<IO>(p, tally, t, first, n);  // before, so that these numbers are in the caches when they drive
         const T* x = input_row<IO>(p, t, first, n, xb);
         IO* out = static_cast<IO*>(p.s) + at;
         constexpr bool direct = sizeof(IO) == sizeof(T);
@@ -382,10 +404,7 @@ void forward_block(const NeuronCall& p, i64 first, i64 n, int thread) {
         T* s = direct && !stream ? reinterpret_cast<T*>(out) : sb;
         T* h = p.save == 1 && !stream ? static_cast<T*>(p.saved) + at : hb;
         step_row<kind, reset, flags>(x, States<T>{v, e, c}, Cells<T>{beta, threshold, beta_syn}, rule, s, h, n, next, sizeof(IO));
-        if (p.tally) {
-            tally_row(p, tally, t, first, n, x, s, hits);
-            if (p.drive) tally_images<IO>(p, tally, t, first, n);
-        }
+        if (p.tally) tally_row(p, tally, t, first, n, x, s, hits);
         if (s == sb) store_row(sb, out, n, stream);
         if (p.save == 1 && stream) store_row(hb, static_cast<T*>(p.saved) + at, n, true);
         if (p.save == 2) encode_row(h, threshold, rule, static_cast<u16*>(p.saved) + at, n);

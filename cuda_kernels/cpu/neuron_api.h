@@ -11,12 +11,14 @@ struct DriveCall {
 };
 
 // What a recording wants to know of a forward call, counted while the numbers are in the caches. Each thread has counters of its own,
-// zeroed by the caller: [threads, stride], stride = 3·T·samples + features + 1.
-//   [T, samples] neurons whose current is not zero; [T, samples] spikes; [T, samples] numbers of a drive's images that are not zero;
-//   [features] spikes of each neuron; 1 where an output is neither 0 nor 1
+// zeroed by the caller: [threads, planes·T·samples + features + 1]. Planes [T, samples], those that are wanted:
+//   neurons whose current is not zero; spikes; with a drive, numbers of its images that are not zero, and those of them that lie beyond
+//   the last whole window; with fans, sums of them over the spikes, each.
+// Then [features] spikes of each neuron; and 1 where an output is neither 0 nor 1.
 struct TallyCall {
     long long features;        // neurons of one sample
     int* counts;
+    const int* fans[2];        // [features] what a spike of each neuron reaches; null: not wanted
 };
 
 struct NeuronCall {

@@ -44,19 +44,29 @@ const DriveCall* drive_of(const Drive& v, DriveCall& d) {
     return &d;
 }
 
-void neuron_forward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t s, uintptr_t state1, uintptr_t saved, long long T,
+// tally: empty, or the number of neurons of a sample, the addresses of the counters and of two fans, and how many counters a thread has.
+// Returns whether every output is 0 or 1, where that was counted.
+bool neuron_forward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t s, uintptr_t state1, uintptr_t saved, long long T,
                     long long N, long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers,
-                    int threads, const Drive& drive, long long features, uintptr_t tally, bool x_is_constant) {
+                    int threads, const Drive& drive, const std::vector<long long>& tally, bool x_is_constant) {
     NeuronCall p = call_of(x, state0, params, saved, {T, N, C, inner}, rule, numbers, threads);
     p.x_is_constant = x_is_constant;
     DriveCall d{};
     p.drive = drive_of(drive, d);
-    const TallyCall counts{features, pointer<int>(tally)};
-    p.tally = tally ? &counts : nullptr;
+    TallyCall counts{};
+    if (!tally.empty()) {
+        if (tally.size() != 5) throw std::invalid_argument("neuron call: 5 numbers of a tally expected");
+        counts = {tally[0], pointer<int>(uintptr_t(tally[1])), {pointer<const int>(uintptr_t(tally[2])), pointer<const int>(uintptr_t(tally[3]))}};
+        p.tally = &counts;
+    }
     p.s = pointer<void>(s), p.state1 = pointer<void>(state1);
     const KernelTable& table = neuron_table();
     nb::gil_scoped_release release;
     table.forward(p);
+    bool binary = true;
+    if (p.tally)
+        for (int thread = 1; thread <= threads; ++thread) binary &= counts.counts[thread * tally[4] - 1] == 0;
+    return binary;
 }
 
 void neuron_backward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t saved, uintptr_t grad_s, bool grad_s_is_scalar,
@@ -78,6 +88,6 @@ void neuron_backward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t 
 
 void bind_neuron(nb::module_& m) {
     m.attr("CHUNK") = CHUNK;
-    m.def("neuron_forward", &neuron_forward);  // drive: [] where x is the input itself; tally: 0 where nothing is counted
+    m.def("neuron_forward", &neuron_forward);  // drive: [] where x is the input itself; tally: [] where nothing is counted
     m.def("neuron_backward", &neuron_backward);
 }

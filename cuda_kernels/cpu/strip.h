@@ -22,29 +22,57 @@ SPIKING_FN void put(float* to, Wide v, bool stream) {
     if (stream) stream_wide(to, v); else store_wide(to, v);
 }
 
-template <Reset reset, int steps, bool stream, bool keep>
-void forward_strip(const float* x, float* s, float* h, float* v, const float* beta, const float* threshold, const Rule<float>& rule, Strip at) {
+// What a recording wants to know of a strip; sums of 0 and 1 in floats, or NaN. `hits` collects the spikes of each neuron, [n].
+struct StripCounts { float *hits, spikes[STRIP], active[STRIP]; };
+
+SPIKING_FN float across(Wide v) {
+    float lanes[SPIKING_WIDE], total = 0.0f;
+    store_wide(lanes, v);
+    for (float lane : lanes) total += lane;
+    return total;
+}
+
+template <Reset reset, int steps, bool stream, bool keep, bool counts>
+void forward_strip(const float* x, float* s, float* h, float* v, const float* beta, const float* threshold, const Rule<float>& rule, Strip at,
+                   StripCounts* to) {
     const Rule<Wide> wide = widened(rule);
     i64 k = 0;
+    Wide spikes[steps], active[steps];
+    if constexpr (counts)
+        for (int t = 0; t < steps; ++t) spikes[t] = active[t] = Wide(0.0f);
     for (; k + SPIKING_WIDE <= at.n; k += SPIKING_WIDE) {
         Wide vk = load_wide(v + k), none = Wide(0.0f), hk;
         const Wide bk = load_wide(beta + k), thk = load_wide(threshold + k);
+        Wide hits = none;
+        if constexpr (counts) hits = load_wide(to->hits + k);
 #pragma GCC unroll 8
         for (int t = 0; t < steps; ++t) {
             const i64 here = t * at.stride + k, there = t * at.x_stride + k;
             if (at.ahead) __builtin_prefetch(x + there + at.ahead, 0, 2);
-            const Wide sk = neuron_step<Kind::lif, reset, Flags::plain>(load_wide(x + there), vk, none, none, bk, thk, none, wide, hk);
+            const Wide xk = load_wide(x + there);
+            const Wide sk = neuron_step<Kind::lif, reset, Flags::plain>(xk, vk, none, none, bk, thk, none, wide, hk);
             put(s + here, sk, stream);
             if (keep) put(h + here, hk, stream);
+            if constexpr (counts) {
+                hits += sk, spikes[t] += sk;
+                active[t] += select(xk == Wide(0.0f), Wide(0.0f), Wide(1.0f));
+            }
         }
         store_wide(v + k, vk);
+        if constexpr (counts) store_wide(to->hits + k, hits);
     }
+    if constexpr (counts)
+        for (int t = 0; t < steps; ++t) to->spikes[t] = across(spikes[t]), to->active[t] = across(active[t]);
     for (; k < at.n; ++k) {
         float none = 0.0f, hk;
         for (int t = 0; t < steps; ++t) {
             const i64 here = t * at.stride + k;
             s[here] = neuron_step<Kind::lif, reset, Flags::plain>(x[t * at.x_stride + k], v[k], none, none, beta[k], threshold[k], none, rule, hk);
             if (keep) h[here] = hk;
+            if constexpr (counts) {
+                to->hits[k] += s[here], to->spikes[t] += s[here];
+                to->active[t] += x[t * at.x_stride + k] == 0.0f ? 0.0f : 1.0f;
+            }
         }
     }
 }
