@@ -141,7 +141,7 @@ class LiquidStateMachine(nn.Module):
         >>> LiquidStateMachine.from_conductance(G, const=0.5).w_in[0].tolist()
         [10.0, 10.0, 10.0]
         """
-        found = []
+        found: list[Tensor | None] = []
         for name, pair in {"G_in": G_in, "G_rec": G_rec}.items():
             if pair is None:
                 found.append(None)
