@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Rule", "run", "spike"]
+__all__ = ["Rule", "reservoir", "run", "spike"]
 
 
 @dataclass(frozen=True)
@@ -122,3 +122,22 @@ def run(
     if not spikes:
         return torch.empty_like(x), torch.stack(last), x.new_empty(x.shape, dtype=state.dtype)
     return torch.stack(spikes).to(x.dtype), torch.stack(last), torch.stack(membranes)
+
+
+def reservoir(
+    x: Tensor, w_in: Tensor, w_rec: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, beta: float, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """A recurrent layer of fixed weights: x [T, B, I], state u, s [B, N] -> (spikes, u before the reset), both [T, B, N].
+
+    u[t] = beta·u[t-1]·(1 - s[t-1]) + W_in·x[t] + W_rec·s[t-1];   s[t] = 1 if u[t] > threshold else 0
+    """
+    spikes, membranes = [], []
+    for x_t in x.unbind(0):
+        u = beta * u * (1 - s) + torch.nn.functional.linear(x_t, w_in, bias) + s @ w_rec.T
+        s = (u > threshold).to(u.dtype)
+        spikes.append(s)
+        membranes.append(u)
+    if not spikes:
+        empty = x.new_empty((0, *u.shape))
+        return empty, empty
+    return torch.stack(spikes), torch.stack(membranes)

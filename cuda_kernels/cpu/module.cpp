@@ -12,6 +12,7 @@
 namespace nb = nanobind;
 
 void bind_arena(nb::module_& m);
+void bind_cochlea(nb::module_& m);
 void bind_count(nb::module_& m);
 void bind_decode(nb::module_& m);
 void bind_engine(nb::module_& m);
@@ -19,6 +20,7 @@ void bind_event_conv(nb::module_& m);
 void bind_event_linear(nb::module_& m);
 void bind_neuron(nb::module_& m);
 void bind_pool(nb::module_& m);
+void bind_reservoir(nb::module_& m);
 
 namespace {
 
@@ -71,6 +73,7 @@ NB_MODULE(_cpu, m) {
     m.def("level", [] { return std::string(NAMES[level()]); });
     m.def("set_level", &set_level);
     bind_arena(m);
+    bind_cochlea(m);
     bind_count(m);
     bind_decode(m);
     bind_engine(m);
@@ -78,4 +81,5 @@ NB_MODULE(_cpu, m) {
     bind_event_linear(m);
     bind_neuron(m);
     bind_pool(m);
+    bind_reservoir(m);
 }

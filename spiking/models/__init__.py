@@ -1,6 +1,7 @@
 """Whole models, one room each."""
 
 from spiking.models.iir import SpikingResNet, SpikingVGG
+from spiking.models.lsm import LiquidStateMachine
 from spiking.models.nmnist import NMNISTConfig, NMNISTNet
 
-__all__ = ["NMNISTConfig", "NMNISTNet", "SpikingResNet", "SpikingVGG"]
+__all__ = ["LiquidStateMachine", "NMNISTConfig", "NMNISTNet", "SpikingResNet", "SpikingVGG"]
