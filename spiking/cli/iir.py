@@ -70,6 +70,7 @@ def run(
     from spiking.cli import runs
     from spiking.cli.config import named_as_written, read_yaml
     from spiking.models.iir import Recipe
+    from spiking.models.iir.run import build, open_images
     from spiking.models.iir.run import run as run_recipe
     from spiking.training import Interrupted
 
@@ -102,9 +103,11 @@ def run(
                 started = runs.recipe(Recipe(), file, settings, {}, "spiking iir run")
                 runs.check_resumed(folder, started, recipe, given)
             recipe.train.check_machine()
+            images = open_images(recipe)
+            build(recipe, images.shape, len(images.classes))  # what does not fit leaves no folder behind
             runs.keep(folder, recipe)
             typer.echo(f"run in {folder}", err=True)
-            metrics = run_recipe(recipe, folder, resume)
+            metrics = run_recipe(recipe, folder, resume, data=images)
     except Interrupted as err:
         typer.echo(f"stopped and saved; go on with: spiking iir run --out {folder} --resume", err=True)
         raise typer.Exit(128 + err.signum) from err

@@ -67,7 +67,7 @@ class ConversionConfig:
             raise SpikingError(f"{where}.method: got {self.method!r}; expected one of {', '.join(METHODS)}.")
         for name in ("timesteps", "calibration_steps", "levels", "images"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
+            if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
                 raise SpikingError(f"{where}.{name}: got {value!r}; expected a whole number of at least 1.")
         if self.percentile is not None and not 0 < self.percentile <= 100:
             raise SpikingError(f"{where}.percentile: got {self.percentile}; expected a number above 0, at most 100.")
@@ -232,10 +232,17 @@ def from_ann(
 def _images(batches: Tensor | Iterable[Any], n: int) -> Tensor:
     """Up to n calibration images in one tensor, floating and finite, and not all alike."""
     parts: list[Tensor] = []
+    if not isinstance(batches, Iterable):
+        raise SpikingError(f"from_ann.batches: got {type(batches).__name__}; expected tensors [B, …].")
     for batch in [batches] if isinstance(batches, Tensor) else batches:
-        part = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if not isinstance(part, Tensor):
-            raise SpikingError(f"from_ann.batches: got {type(part).__name__}; expected tensors [B, …].")
+        part = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+        if not isinstance(part, Tensor) or not part.dim():
+            what = "a number" if isinstance(part, Tensor) else type(part).__name__
+            raise SpikingError(f"from_ann.batches: got {what}; expected tensors [B, …].")
+        if parts and part.shape[1:] != parts[0].shape[1:]:
+            raise SpikingError(
+                f"from_ann.batches: got images of shapes {list(parts[0].shape[1:])} and {list(part.shape[1:])}; expected one shape."
+            )
         parts.append(part)
         if sum(map(len, parts)) >= n:
             break

@@ -284,7 +284,7 @@ REFUSED = [
     (Odd("parameter"), r"cannot be converted"),
     (Odd("norm"), r'layer "norm": BatchNorm1d cannot be converted\. Only a batch norm directly behind'),
     (Odd("twice"), r'layer "fc": called twice cannot be converted'),
-    (Odd("branch"), r"Odd cannot be traced by torch\.fx"),
+    (Odd("branch"), r"Odd cannot be traced by torch\.fx: line \d+ of test_ann\.py asks for the values"),
     (Odd("two"), r"does not return one tensor"),
     (Odd("mean"), r'layer "mean": mean\(\) cannot be converted'),
 ]
@@ -296,11 +296,22 @@ def test_what_cannot_be_converted_is_named_with_the_reason(ann, message):
         from_ann(ann, torch.rand(8, 4))
 
 
-def test_networks_and_images_that_do_not_fit():
+class Two(nn.Module):
+    def forward(self, x, y):
+        return torch.relu(x) + y
+
+
+def test_networks_and_images_that_do_not_fit(capfd):
     with pytest.raises(SpikingError, match=r"from_ann: got int; expected a torch\.nn\.Module"):
         from_ann(3, torch.rand(8, 4))  # type: ignore[arg-type]
-    with pytest.raises(SpikingError, match=r"Sequential does not run on an input of shape \[2, 5\]"):
+    with pytest.raises(
+        SpikingError, match=r"Sequential does not run on batches of shape \[B, 5\]: layer \"0\" \(Linear\(in"
+    ) as seen:
         from_ann(chain(), torch.rand(8, 5))
+    assert capfd.readouterr().err == ""  # nothing of torch's own
+    assert "cannot take [B, 5] in float32. Give batches as the network takes them." in str(seen.value)
+    with pytest.raises(SpikingError, match=r"does not run on batches of shape \[B, 4\]: it has more than one input"):
+        from_ann(Two(), torch.rand(8, 4))
     broken = chain()
     broken[0].weight.data[0, 0] = float("nan")
     with pytest.raises(SpikingError, match=r'from_ann: "0\.weight" holds values that are not finite'):
@@ -326,6 +337,9 @@ def test_networks_and_images_that_do_not_fit():
         (torch.zeros(8, 4, dtype=torch.uint8), r"batches: got dtype torch\.uint8"),
         (torch.full((8, 4), float("nan")), "batches: got values that are not finite"),
         ([[1, 2]], "batches: got int"),
+        (None, "batches: got NoneType"),
+        (torch.tensor(1.0), "batches: got a number"),
+        ([torch.rand(3, 4), torch.rand(3, 5)], r"batches: got images of shapes \[4\] and \[5\]; expected one shape"),
     ],
 )
 def test_calibration_images_are_looked_at(batches, message):
@@ -336,6 +350,7 @@ def test_calibration_images_are_looked_at(batches, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"timesteps": True}, r"from_ann\.timesteps: got True; expected a whole number"),
         ({"timesteps": 0}, r"from_ann\.timesteps: got 0; expected a whole number of at least 1"),
         ({"calibration_steps": -1}, r"from_ann\.calibration_steps: got -1"),
         ({"levels": 1.5}, r"from_ann\.levels: got 1\.5"),
