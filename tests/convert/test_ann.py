@@ -9,7 +9,7 @@ from torch.nn import functional as tf
 
 import spiking
 from spiking import SpikingError, encode
-from spiking.convert import QCFS, Wired, from_ann, percentile, quantize_activations, retrainable_lif
+from spiking.convert import QCFS, OffsetLIF, Wired, from_ann, percentile, quantize_activations, retrainable_lif
 from spiking.convert.ann import spiking_body
 
 
@@ -375,3 +375,85 @@ def test_bodies_without_calibration_and_wired_errors():
         Wired({"a": spiking.Conv2d(2, 2, 3)}, {"a": ("",)})(torch.zeros(1, 1, 3, 4, 4))
     with pytest.raises(SpikingError, match="percentile: got an empty tensor"):
         percentile(torch.empty(0), 50)
+
+
+# Offset spikes
+
+
+def counted(x, v0, threshold):
+    """Spikes of each step, of one neuron, and its last membrane; and the membranes before the spikes."""
+    v, spikes, before = v0, [], []
+    for x_t in x:
+        h = v + x_t
+        before.append(h)
+        spikes.append(1 if h >= threshold else 0)
+        v = h - threshold * spikes[-1]
+    return spikes, v, before
+
+
+def test_offset_neurons_equal_a_simulation_of_each(images):
+    generator = torch.Generator().manual_seed(6)
+    x = 2 * torch.randn(7, 3, 50, generator=generator, dtype=torch.float64)
+    threshold, rho = 0.75, 4
+    neuron = OffsetLIF.of(retrainable_lif(threshold, tie="ge", v0=threshold / 2).double(), rho)
+    found = neuron(x)
+    moved = {"down": 0, "up": 0, "kept": 0}
+    for b in range(3):
+        for i in range(50):
+            current, v0 = x[:, b, i].tolist(), threshold / 2
+            spikes, v, before = counted(current[:rho], v0, threshold)
+            start, way = v0, "kept"
+            if v < 0 and sum(spikes):
+                smallest = min(h for h, s in zip(before, spikes) if s)
+                start, way = v0 - max(threshold, smallest - threshold + threshold / 1024), "down"
+            elif v >= threshold and not all(spikes):
+                largest = max(h for h, s in zip(before, spikes) if not s)
+                start, way = v0 + max(threshold, threshold - largest + threshold / 1024), "up"
+            again = counted(current[:rho], start, threshold)[0]
+            assert found[:, b, i].tolist() == again + counted(current[rho:], start, threshold)[0]
+            assert {"down": sum(again) < sum(spikes), "up": sum(again) > sum(spikes), "kept": True}[way]
+            moved[way] += 1
+    assert min(moved.values()) > 10
+
+
+def test_offset_spikes_make_few_steps_more_exact(images):
+    torch.manual_seed(2)
+    layers: list[nn.Module] = [nn.Linear(64, 64), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Linear(64, 64), nn.ReLU()]
+    ann = quantize_activations(nn.Sequential(*layers, nn.Linear(64, 10)), levels=4, threshold=1.0)
+    x = images.flatten(1)
+    plain = from_ann(ann, x, method="qcfs", timesteps=4)
+    better = from_ann(ann, x, method="qcfs", timesteps=4, offset_steps=4)
+    assert better.report.error < 0.8 * plain.report.error
+    assert better.timesteps == 8
+    assert better(encode.direct(x, 8)).shape == (4, 64, 10)
+    assert str(better.report).startswith("qcfs, 4 + 4 time steps, 4 of them to calibrate offset spikes: scores within")
+    assert "offset spikes calibrated over 4 steps" in str(better.report)
+    with spiking.record(better) as trace:
+        better.scores(x)
+    assert trace.n_steps == 8  # what the energy is counted from
+    state = {name: value.clone() for name, value in better.state_dict().items()}
+    assert state.keys() == plain.state_dict().keys()
+
+
+def test_offset_spikes_are_refused_where_they_make_no_sense(ann, images):
+    with pytest.raises(SpikingError, match=r"from_ann\.offset_steps: got -1; expected a whole number of at least 0"):
+        from_ann(ann, images, method="optimal", offset_steps=-1)
+    with pytest.raises(
+        SpikingError, match=r'offset_steps: got 4 with method="balance"; expected one level and a method'
+    ):
+        from_ann(ann, images, offset_steps=4)
+    with pytest.raises(SpikingError, match=r"offset_steps: got 4 with levels=8"):
+        from_ann(ann, images, method="optimal", levels=8, offset_steps=4)
+    net = from_ann(ann, images, method="optimal", timesteps=2, offset_steps=3)
+    with pytest.raises(SpikingError, match=r"OffsetLIF: got 3 time steps; expected more than the 3"):
+        net(encode.direct(images, 3))
+    with pytest.raises(SpikingError, match=r"OffsetLIF\.state: got a sequence in pieces"):
+        net.step(images)
+    with pytest.raises(SpikingError, match=r"ConvertedNet: got offset_steps=3; expected 0"):
+        spiking.compile_events(net, encode.direct(images[:1], 5), strict=True)
+    with pytest.raises(SpikingError, match=r"OffsetLIF\.offset_steps: got 0"):
+        OffsetLIF.of(spiking.LIF(), 0)
+    with pytest.raises(SpikingError, match=r'OffsetLIF\.of: got LIF\(.*expected a LIF with reset="subtract"'):
+        OffsetLIF.of(spiking.LIF(reset="zero"), 2)
