@@ -457,3 +457,13 @@ def test_offset_spikes_are_refused_where_they_make_no_sense(ann, images):
         OffsetLIF.of(spiking.LIF(), 0)
     with pytest.raises(SpikingError, match=r'OffsetLIF\.of: got LIF\(.*expected a LIF with reset="subtract"'):
         OffsetLIF.of(spiking.LIF(reset="zero"), 2)
+
+
+def test_a_branching_network_is_not_compiled_and_says_where_it_branches(images):
+    torch.manual_seed(3)
+    net = from_ann(Residual().eval(), images, timesteps=2)
+    with pytest.raises(SpikingError, match=r'ConvertedNet: layer "down_0" takes what "relu" gives; expected a chain'):
+        spiking.compile_events(net, encode.direct(images[:1], 2))
+    sums = Wired({"a": nn.Identity(), "b": nn.Identity()}, {"a": ("",), "b": ("a", "")})
+    assert sums.first_branch() == 'layer "b" takes what "a" and the input give'
+    assert Wired({"a": nn.Identity()}, {"a": ("",)}).first_branch() == "its layers are a chain"
