@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from spiking.errors import SpikingError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -70,6 +73,7 @@ def run(
     from spiking.cli import runs
     from spiking.cli.config import named_as_written, read_yaml
     from spiking.models.iir import Recipe
+    from spiking.models.iir.run import build, open_images
     from spiking.models.iir.run import run as run_recipe
     from spiking.training import Interrupted
 
@@ -102,13 +106,99 @@ def run(
                 started = runs.recipe(Recipe(), file, settings, {}, "spiking iir run")
                 runs.check_resumed(folder, started, recipe, given)
             recipe.train.check_machine()
+            images = open_images(recipe)
+            build(recipe, images.shape, len(images.classes))  # what does not fit leaves no folder behind
             runs.keep(folder, recipe)
             typer.echo(f"run in {folder}", err=True)
-            metrics = run_recipe(recipe, folder, resume)
+            metrics = run_recipe(recipe, folder, resume, data=images)
     except Interrupted as err:
         typer.echo(f"stopped and saved; go on with: spiking iir run --out {folder} --resume", err=True)
         raise typer.Exit(128 + err.signum) from err
     typer.echo(json.dumps(metrics, indent=2, default=float) if as_json else "\n".join(_answer(metrics)))
+
+
+SIZES_HELP = """Print what a network holds and multiplies, layer by layer, and what it would cost at measured firing rates.
+
+With --rates, a spiking network of these sizes with random weights is given the firing rates of a finished run, taken over by relative \
+depth (its thresholds are set so), and priced as that run's networks were, at each number of steps.
+
+Examples:
+
+  spiking iir sizes --network vgg16 --side 32                    (338.4 M products)
+
+  spiking iir sizes --network vgg16 --rates runs/iir-1/metrics.json
+"""
+
+
+@app.command(help=SIZES_HELP)
+def sizes(
+    network: Annotated[str, typer.Option(help="vgg4 … vgg19, vgg16-224, resnet12, resnet20 or resnet34.")] = "vgg16",
+    side: Annotated[int, typer.Option(help="Height and width of images.")] = 32,
+    channels: Annotated[int, typer.Option(help="Channels of images.")] = 3,
+    classes: Annotated[int, typer.Option(help="Classes.")] = 10,
+    width: Annotated[float, typer.Option(help="Scales channels and hidden layers; 1 is the published size.")] = 1.0,
+    rates: Annotated[Path | None, typer.Option(help="metrics.json of a run, to price its firing rates.")] = None,
+    images: Annotated[int, typer.Option(help="Random images to price with.")] = 4,
+    seed: Annotated[int, typer.Option(help="Decides weights and images.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    import torch
+
+    from spiking.models.iir import (
+        VGG,
+        ResNet,
+        SpikingResNet,
+        SpikingVGG,
+        layer_sizes,
+        price_at_rates,
+        read_rates,
+    )  # fmt: skip
+
+    stages = [] if rates is None else read_rates(rates)
+    if images < 1:
+        raise SpikingError(f"--images: got {images}; expected at least 1.")
+    residual = network.startswith("resnet")
+    plan = (network, classes, channels, side, width)
+    with torch.device("meta"):
+        conventional = ResNet(*plan) if residual else VGG(*plan)
+    found: dict[str, Any] = {
+        "network": network,
+        "layers": {name: size._asdict() for name, size in layer_sizes(conventional, channels, side, side).items()},
+    }
+    if stages:
+        torch.manual_seed(seed)
+        spiking_one = SpikingResNet(*plan) if residual else SpikingVGG(*plan)
+        shown = torch.rand(images, channels, side, side)
+        found["start"] = stages[0].start
+        found["rates_of"] = str(rates)
+        found["stages"] = [asdict(price_at_rates(spiking_one, shown, s.rates, s.timesteps)) for s in stages]
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(_sizes(found)))
+
+
+def _sizes(found: dict[str, Any]) -> list[str]:
+    layers: dict[str, dict[str, int]] = found["layers"]
+    total = {key: sum(size[key] for size in layers.values()) for key in ("macs", "parameters", "neurons")}
+    wide = max(map(len, layers))
+    lines = [f"{'layer':<{wide}} {'products':>15} {'weights':>13} {'neurons':>9}"]
+    for name, size in [*layers.items(), ("in all", total)]:
+        lines.append(f"{name:<{wide}} {size['macs']:>15,} {size['parameters']:>13,} {size['neurons']:>9,}")
+    if "stages" not in found:
+        return lines
+    lines.append(
+        f"energy of one image against FP32, with random weights and the firing rates of {found['rates_of']} (start {found['start']}), "
+        "taken over by relative depth:"
+    )
+    for stage in found["stages"]:
+        lines.append(f"T={stage['timesteps']}: {_gains(stage['energy'])}; {_dearer(stage['energy']['twins'])}")
+        off = max(abs(a - b) for a, b in zip(stage["wanted"], stage["reached"]))
+        lines.append(
+            f"  rates {' '.join(f'{rate:.3f}' for rate in stage['reached'])} (at most {off:.3f} from those wanted)"
+        )
+    return lines
+
+
+def _gains(energy: dict[str, Any]) -> str:
+    return ", ".join(f"{a} {energy[a]['gain']:.1f}×" for a in ("published", "operations", "with-memory"))
 
 
 def _answer(metrics: dict[str, Any]) -> list[str]:
@@ -120,11 +210,8 @@ def _answer(metrics: dict[str, Any]) -> list[str]:
         lines.append(f"{graded['levels']} levels a spike, T=1, no retraining: test {Proportion(**graded['test'])}")
     for name, start in metrics["starts"].items():
         for stage in start["stages"]:
-            gains = ", ".join(
-                f"{a} {stage['energy'][a]['gain']:.1f}×" for a in ("published", "operations", "with-memory")
-            )
             lines.append(
-                f"{name}, T={stage['timesteps']}: test {Proportion(**stage['test'])}; energy against FP32: {gains}; "
+                f"{name}, T={stage['timesteps']}: test {Proportion(**stage['test'])}; energy against FP32: {_gains(stage['energy'])}; "
                 f"{_dearer(stage['energy']['twins'])}"
             )
     return [*lines, *_latency(metrics["latency"], metrics["threads"]), f"report: {metrics['report']}"]

@@ -10,6 +10,7 @@ from spiking.convert.ann import (
     retrainable_lif,
 )
 from spiking.convert.network import SpikingNet, Wired
+from spiking.convert.offset import OffsetLIF
 from spiking.convert.qcfs import QCFS, quantize_activations
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ConversionReport",
     "ConvertedNet",
     "LayerReport",
+    "OffsetLIF",
     "SpikingNet",
     "Wired",
     "from_ann",

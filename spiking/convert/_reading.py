@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import os
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiking import layer
@@ -21,6 +22,7 @@ from spiking.errors import SpikingError
 from spiking.fold import fold_batch_norm
 
 WEIGHTS = (nn.Conv2d, nn.Linear)
+_SHAPE = "spiking_shape"  # of what a node gave, in its notes
 
 
 @dataclass
@@ -50,6 +52,41 @@ class Reading:
     output: str
 
 
+def _where_in_forward(err: Exception) -> str:
+    """The last line of the user's own code that an error of tracing came through."""
+    torchs = os.path.dirname(torch.__file__)
+    frames = [f for f in traceback.extract_tb(err.__traceback__) if not f.filename.startswith((torchs, __file__, "<"))]
+    return f"line {frames[-1].lineno} of {os.path.basename(frames[-1].filename)}" if frames else "its forward"
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a network, leaves at each node the shape of the tensor that it gives, and knows where it stopped."""
+
+    at: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.at = n
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta[_SHAPE] = tuple(result.shape)
+        return result
+
+    def stopped_at(self, dtype: torch.dtype) -> str:
+        node = self.at
+        if node is None or node.op == "placeholder":
+            return "it has more than one input"
+        name = f'"{node.name}"'
+        if node.op == "call_module":
+            layer = repr(self.module.get_submodule(str(node.target)))
+            name = f'layer "{node.target}"{f" ({layer})" if chr(10) not in layer else ""}'
+        given = " and ".join(_batch(shape_of(n)) for n in node.all_input_nodes if is_tensor(n)) or "what it is given"
+        return f"{name} cannot take {given} in {str(dtype).removeprefix('torch.')}"
+
+
+def _batch(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(['B', *map(str, shape)])}]"
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, QCFS) or super().is_leaf_module(m, module_qualified_name)
@@ -72,17 +109,18 @@ def read(ann: nn.Module, example: Tensor) -> Reading:
         raise
     except Exception as err:
         raise SpikingError(
-            f"from_ann: {type(ann).__name__} cannot be traced by torch.fx ({' '.join(str(err).split())}). "
-            "Its forward must not depend on the values of tensors."
+            f"from_ann: {type(ann).__name__} cannot be traced by torch.fx: {_where_in_forward(err)} asks for the values or the "
+            "number of what it is given. Let forward do the same for every input."
         ) from err
     traced = fx.GraphModule(ann, graph)
+    shapes = _Shapes(traced)
     try:
         with torch.no_grad():
-            ShapeProp(traced).propagate(example)
+            shapes.run(example)
     except Exception as err:
         raise SpikingError(
-            f"from_ann: {type(ann).__name__} does not run on an input of shape {list(example.shape)} "
-            f"({' '.join(str(err).split())[-200:]}). Give batches as the network takes them, [B, …]."
+            f"from_ann: {type(ann).__name__} does not run on batches of shape {_batch(tuple(example.shape[1:]))}: "
+            f"{shapes.stopped_at(example.dtype)}. Give batches as the network takes them."
         ) from err
     reader = _Reader(traced)
     for node in graph.nodes:
@@ -94,8 +132,13 @@ def read(ann: nn.Module, example: Tensor) -> Reading:
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Shape of what a node gives, without the batch axis; () for what is no tensor."""
-    found: Any = node.meta.get("tensor_meta")
-    return tuple(found.shape[1:]) if hasattr(found, "shape") else ()
+    found: tuple[int, ...] = node.meta.get(_SHAPE, ())
+    return found[1:]
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether a node of a network that ran gives a tensor."""
+    return _SHAPE in node.meta
 
 
 class _Reader:
@@ -157,7 +200,7 @@ class _Reader:
 
     def function(self, node: fx.Node) -> None:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        if not hasattr(node.meta.get("tensor_meta"), "shape"):
+        if not is_tensor(node):
             return  # a number on its way to view(); what is no tensor is no layer
         plain: dict[str, Callable[[], None]] = {
             "relu": lambda: self.add(node, "neuron", None),
@@ -206,7 +249,8 @@ class _Reader:
         assert before is not None
         assert before.module is not None
         try:
-            before.module = fold_batch_norm(nn.Sequential(before.module, module))[0]  # type: ignore[index]
+            folded = fold_batch_norm(nn.Sequential(before.module, module))
+            before.module = next(folded.children())
         except SpikingError as err:
             raise SpikingError(f'from_ann: layer "{node.target}": {err}') from err
         before.did = f'weights kept, batch norm "{node.target}" folded in'
@@ -220,7 +264,7 @@ class _Reader:
         self.add(node, "pass", pool, "average pooling of spikes")
 
     def adaptive(self, node: fx.Node, size: Any) -> None:
-        given = shape_of(node.args[0])[-2:]  # type: ignore[arg-type]
+        given = shape_of(self.before(node))[-2:]
         wanted = [s if o is None else o for s, o in zip(given, (size, size) if isinstance(size, int | None) else size)]
         if any(s % o for s, o in zip(given, wanted)):
             self.refuse(
@@ -243,7 +287,7 @@ class _Reader:
         self.add(node, "pass", pool, "maximum of spikes: exact for one step, an overestimate of rates for more")
 
     def mean(self, node: fx.Node) -> None:
-        axes, before = _argument(node, 1, "dim"), shape_of(node.args[0])  # type: ignore[arg-type]
+        axes, before = _argument(node, 1, "dim"), shape_of(self.before(node))
         axes = sorted(a % (len(before) + 1) for a in ([axes] if isinstance(axes, int) else axes or ()))
         if len(before) != 3 or axes != [2, 3]:
             self.refuse(node, "mean()", "Only the mean over the two axes of an image is known.")
@@ -252,8 +296,8 @@ class _Reader:
             self.flatten(node, f"{node.name}_flat")
 
     def flatten(self, node: fx.Node, name: str = "") -> None:
-        before = self.names.get(node.args[0])  # type: ignore[arg-type]
-        given = shape_of(node.args[0]) if before is not None else ()  # type: ignore[arg-type]
+        before = self.names.get(self.before(node))
+        given = shape_of(self.before(node)) if before is not None else ()
         if name:
             self.append(Piece(name, "pass", layer.Flatten(), [self.names[node]], str(node.target), node), node)
         elif len(given) == 1 and shape_of(node) == given:
@@ -281,6 +325,14 @@ class _Reader:
 
     # wiring
 
+    def before(self, node: fx.Node) -> fx.Node:
+        """What a node is computed from: its first argument."""
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        if not isinstance(first, fx.Node):
+            self.refuse(node, "an input that is no activation", _KNOWN)
+        assert isinstance(first, fx.Node)
+        return first
+
     def piece(self, node: Any) -> Piece | None:
         name = self.names.get(node)
         return next((piece for piece in self.pieces if piece.name == name), None)
@@ -289,7 +341,7 @@ class _Reader:
         source = str(node.target) if node.op == "call_module" else node.name
         taken = {piece.name for piece in self.pieces}
         name = _plain(source) if _plain(source) not in taken else _plain(node.name)
-        before = self.names.get(node.args[0])  # type: ignore[arg-type]
+        before = self.names.get(self.before(node))
         if before is None:
             self.refuse(node, "an input that is no activation", _KNOWN)
         assert before is not None
@@ -300,7 +352,7 @@ class _Reader:
         self.names[node] = piece.name
 
     def skip(self, node: fx.Node) -> None:
-        self.names[node] = self.names[node.args[0]]  # type: ignore[index]
+        self.names[node] = self.names[self.before(node)]
 
     def refuse(self, node: fx.Node, what: str, advice: str) -> None:
         where = str(node.target) if node.op == "call_module" else node.name

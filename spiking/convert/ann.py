@@ -25,7 +25,9 @@ from spiking._multilevel import MultiLevelLIF
 from spiking.convert._reading import Piece, Reading, read
 from spiking.convert._trains import Trains
 from spiking.convert.network import INPUT, SpikingNet, Wired
+from spiking.convert.offset import OffsetLIF
 from spiking.convert.qcfs import QCFS
+from spiking.engine import Readout
 from spiking.errors import SpikingError
 from spiking.layer import Sequential
 from spiking.neuron import LIF, Neuron
@@ -60,6 +62,7 @@ class ConversionConfig:
     sigma: float = 1.0
     rescale: bool = True
     images: int = 512
+    offset_steps: int = 0
 
     def __post_init__(self) -> None:
         where = "from_ann"
@@ -67,10 +70,21 @@ class ConversionConfig:
             raise SpikingError(f"{where}.method: got {self.method!r}; expected one of {', '.join(METHODS)}.")
         for name in ("timesteps", "calibration_steps", "levels", "images"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
+            if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
                 raise SpikingError(f"{where}.{name}: got {value!r}; expected a whole number of at least 1.")
         if self.percentile is not None and not 0 < self.percentile <= 100:
             raise SpikingError(f"{where}.percentile: got {self.percentile}; expected a number above 0, at most 100.")
+        whole = isinstance(self.offset_steps, int) and not isinstance(self.offset_steps, bool)
+        if not (whole and self.offset_steps >= 0):
+            raise SpikingError(
+                f"{where}.offset_steps: got {self.offset_steps!r}; expected a whole number of at least 0."
+            )
+        if self.offset_steps and (self.method == "balance" or self.levels > 1):
+            got = f"levels={self.levels}" if self.levels > 1 else 'method="balance"'
+            raise SpikingError(
+                f"{where}.offset_steps: got {self.offset_steps} with {got}; expected one level and a method that needs no retraining, "
+                'such as "qcfs" or "optimal".'
+            )
         if not (self.sigma > 0 and math.isfinite(self.sigma)):
             raise SpikingError(f"{where}.sigma: got {self.sigma}; expected a number above 0. It scales all thresholds.")
 
@@ -104,8 +118,12 @@ class ConversionReport:
     images: int = 0
 
     def __str__(self) -> str:
+        c = self.config
+        steps = f"{c.timesteps} time step{'s' * (c.timesteps != 1)}"
+        if c.offset_steps:
+            steps = f"{c.offset_steps} + {c.timesteps} time steps, {c.offset_steps} of them to calibrate offset spikes"
         lines = [
-            f"{self.config.method}, {self.config.timesteps} time step{'s' * (self.config.timesteps != 1)}: scores within "
+            f"{c.method}, {steps}: scores within "
             f"{100 * self.error:.1f} % (rms) of the network's, same class for {100 * self.agreement:.1f} % of {self.images} images"
         ]
         for row in self.layers:
@@ -119,7 +137,8 @@ class ConversionReport:
 class ConvertedNet(SpikingNet):
     """What `from_ann` returns: a spiking network with the `report` of its conversion.
 
-    Shapes: x [T, B, …] -> currents [T, B, classes]; `scores(images)` takes images [B, …] and runs `timesteps` steps.
+    Shapes: x [T, B, …] -> currents [T, B, classes]; `scores(images)` takes images [B, …] and runs `timesteps` steps. With
+    `offset_steps`, these are among the T and give no output: currents [T - offset_steps, B, classes].
     """
 
     def __init__(self, body: Sequential | Wired, config: ConversionConfig, report: ConversionReport) -> None:
@@ -130,7 +149,20 @@ class ConvertedNet(SpikingNet):
 
     @property
     def timesteps(self) -> int:
-        return self.config.timesteps
+        """For how many time steps the network is meant, those that it is simulated in advance included."""
+        return self.config.offset_steps + self.config.timesteps
+
+    def forward(self, x: Tensor, state: tuple[Any, ...] | None = None, return_state: bool = False) -> Any:
+        y = super().forward(x, state, return_state)
+        return y[self.config.offset_steps :] if self.config.offset_steps else y
+
+    def event_chain(self) -> tuple[list[nn.Module], Readout]:
+        if self.config.offset_steps:
+            raise SpikingError(
+                f"ConvertedNet: got offset_steps={self.config.offset_steps}; expected 0. What runs twice over the first steps is not "
+                "compiled: convert without it."
+            )
+        return super().event_chain()
 
 
 def retrainable_lif(threshold: float = 1.0, beta: float = 1.0, tie: Literal["gt", "ge"] = "gt", v0: float = 0.0) -> LIF:
@@ -196,6 +228,7 @@ def from_ann(
     sigma: float = 1.0,
     rescale: bool = True,
     images: int = 512,
+    offset_steps: int = 0,
 ) -> ConvertedNet:
     """A spiking network that does what a trained network does, for input that is the same at every step.
 
@@ -209,19 +242,24 @@ def from_ann(
       "qcfs"        for a network trained with `quantize_activations`: its learned thresholds, membranes start at half.
     levels, spacing: above 1 the neurons are `MultiLevelLIF` with so many levels, for one or two time steps.
     rescale: see the module; `False` with "balance" is the published procedure.
+    offset_steps: above 0, neurons simulate so many steps of each image in advance, and start where that makes up for spikes too
+      many or too few (`OffsetLIF`). The steps cost what others cost: the network's `timesteps` and its report count them.
 
     Errors: SpikingError naming the layer and the reason for what cannot be converted; for no or constant images, weights
     that are not finite, a layer that stays silent, or an argument out of range.
     Source: "balance" Chowdhury et al. 2021 (arXiv 2110.05929); "max" Diehl et al. 2015 (IJCNN); "percentile" Rueckauer
     et al. 2017 (Frontiers in Neuroscience 11:682); "optimal" Deng & Gu 2021 (arXiv 2103.00476) for the half threshold, Li
-    et al. 2021 (arXiv 2106.06984) for least squares and bias correction; "qcfs" Bu et al. 2022 (arXiv 2303.04347).
+    et al. 2021 (arXiv 2106.06984) for least squares and bias correction; "qcfs" Bu et al. 2022 (arXiv 2303.04347);
+    offset_steps Hao et al. 2023 (arXiv 2302.10685).
 
     >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> net = from_ann(ann, torch.rand(64, 4), method="max", timesteps=64)
     >>> net.report.error < 0.1
     True
     """
-    config = ConversionConfig(method, timesteps, levels, spacing, percentile, calibration_steps, sigma, rescale, images)
+    config = ConversionConfig(
+        method, timesteps, levels, spacing, percentile, calibration_steps, sigma, rescale, images, offset_steps
+    )
     x = _images(batches, images)
     reading = read(ann, x[:2])
     conversion = _Conversion(reading, x, config)
@@ -232,10 +270,17 @@ def from_ann(
 def _images(batches: Tensor | Iterable[Any], n: int) -> Tensor:
     """Up to n calibration images in one tensor, floating and finite, and not all alike."""
     parts: list[Tensor] = []
+    if not isinstance(batches, Iterable):
+        raise SpikingError(f"from_ann.batches: got {type(batches).__name__}; expected tensors [B, …].")
     for batch in [batches] if isinstance(batches, Tensor) else batches:
-        part = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if not isinstance(part, Tensor):
-            raise SpikingError(f"from_ann.batches: got {type(part).__name__}; expected tensors [B, …].")
+        part = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+        if not isinstance(part, Tensor) or not part.dim():
+            what = "a number" if isinstance(part, Tensor) else type(part).__name__
+            raise SpikingError(f"from_ann.batches: got {what}; expected tensors [B, …].")
+        if parts and part.shape[1:] != parts[0].shape[1:]:
+            raise SpikingError(
+                f"from_ann.batches: got images of shapes {list(parts[0].shape[1:])} and {list(part.shape[1:])}; expected one shape."
+            )
         parts.append(part)
         if sum(map(len, parts)) >= n:
             break
@@ -373,7 +418,7 @@ class _Conversion:
         if self.config.sigma != 1:
             for piece in self.pieces:
                 if isinstance(piece.module, Neuron):
-                    piece.module.threshold.mul_(self.config.sigma)  # type: ignore[union-attr, operator]
+                    _threshold_of(piece.module).mul_(self.config.sigma)
 
     def _scale_output(self) -> None:
         """Bring the scores to the network's units, in the last weights; training would begin elsewhere with that."""
@@ -388,6 +433,10 @@ class _Conversion:
 
     def finish(self) -> ConvertedNet:
         output = self.pieces[-1].name if self.pieces[-1].name == "output_gain" else self.reading.output
+        for piece in self.pieces:
+            if self.config.offset_steps and isinstance(piece.module, LIF):
+                piece.module = OffsetLIF.of(piece.module, self.config.offset_steps)
+                piece.did = f"{piece.did}, offset spikes calibrated over {self.config.offset_steps} steps"
         body = _assembled(self.pieces)
         rates, scores = self._run_whole(body)
         rows = [self._row(piece, rates) for piece in self.pieces]
@@ -433,8 +482,7 @@ class _Conversion:
                 v_leak=started * threshold,
             )
         piece.module = neuron.to(self.x)
-        assert isinstance(neuron.threshold, Tensor)
-        neuron.threshold.fill_(threshold)  # in the images' precision
+        _threshold_of(neuron).fill_(threshold)  # in the images' precision
         piece.did = f"neurons ({'one' if c.levels == 1 else c.levels} level{'s' * (c.levels != 1)})"
         return threshold
 
@@ -478,18 +526,19 @@ class _Conversion:
         """Rates of all neurons, and mean output over the steps, of the network as it is now."""
         rates: dict[str, list[Tensor]] = {}
         hooks = []
+        advance, steps = self.config.offset_steps, self.config.offset_steps + self.config.timesteps
         for name, module in body.named_children():
             if isinstance(module, Neuron):
-                hooks.append(module.register_forward_hook(_note_rate(rates.setdefault(name, []))))
+                hooks.append(module.register_forward_hook(_note_rate(rates.setdefault(name, []), advance)))
         body.eval()
-        parts = [body(encode.direct(part, self.config.timesteps)).mean(0) for part in self.x.split(64)]
+        parts = [body(encode.direct(part, steps))[advance:].mean(0) for part in self.x.split(64)]
         for hook in hooks:
             hook.remove()
         return {name: torch.cat(found) for name, found in rates.items()}, torch.cat(parts)
 
     def _row(self, piece: Piece, rates: dict[str, Tensor]) -> LayerReport:
-        if piece.kind == "gain":
-            return LayerReport(piece.name, piece.source, f"times {float(piece.module.value):.4g}")  # type: ignore[union-attr, arg-type]
+        if isinstance(piece.module, _Gain):
+            return LayerReport(piece.name, piece.source, f"times {float(piece.module.value):.4g}")
         if piece.kind != "neuron":
             return LayerReport(piece.name, piece.source, piece.did or "added")
         assert isinstance(piece.module, Neuron)
@@ -505,6 +554,11 @@ class _Conversion:
         )
 
 
+def _threshold_of(neuron: Any) -> Tensor:
+    threshold: Tensor = neuron.threshold
+    return threshold
+
+
 def _scale(piece: Piece, weights: float, bias: float) -> None:
     assert isinstance(piece.module, (nn.Conv2d, nn.Linear))
     piece.module.weight.mul_(weights)
@@ -512,9 +566,9 @@ def _scale(piece: Piece, weights: float, bias: float) -> None:
         piece.module.bias.mul_(bias)
 
 
-def _note_rate(kept: list[Tensor]) -> Callable[..., None]:
+def _note_rate(kept: list[Tensor], advance: int) -> Callable[..., None]:
     def note(layer: nn.Module, inputs: Any, output: Any) -> None:
-        kept.append((output[0] if isinstance(output, tuple) else output).mean(0))
+        kept.append((output[0] if isinstance(output, tuple) else output)[advance:].mean(0))
 
     return note
 

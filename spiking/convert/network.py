@@ -88,6 +88,16 @@ class Wired(nn.Module):
         y, after = self(x_t.unsqueeze(0), state=state, return_state=True)
         return y.squeeze(0), after
 
+    def first_branch(self) -> str:
+        """The first layer that does not take what the one before it gives, in words."""
+        before = INPUT
+        for name, sources in self.inputs.items():
+            if sources != (before,):
+                given = " and ".join(f'"{source}"' if source else "the input" for source in sources)
+                return f'layer "{name}" takes what {given} give{"s" * (len(sources) == 1)}'
+            before = name
+        return "its layers are a chain"
+
 
 class SpikingNet(nn.Module, ABC):
     """A spiking classifier of images: input [T, B, C, H, W], output currents [T, B, classes]. Not to be built itself.
@@ -123,8 +133,11 @@ class SpikingNet(nn.Module, ABC):
 
         Errors: SpikingError where the layers branch.
         """
-        if not isinstance(self.body, Sequential):
-            raise SpikingError(f"{type(self).__name__}: its layers branch; expected a chain. Only chains are compiled.")
+        if isinstance(self.body, Wired):
+            raise SpikingError(
+                f"{type(self).__name__}: {self.body.first_branch()}; expected a chain. Only chains are compiled: run the network as "
+                "it is."
+            )
         return [self.body], Readout("rate")
 
     def _with_one_first_pass(self, x: Tensor) -> Tensor | None:

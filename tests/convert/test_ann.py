@@ -9,7 +9,7 @@ from torch.nn import functional as tf
 
 import spiking
 from spiking import SpikingError, encode
-from spiking.convert import QCFS, Wired, from_ann, percentile, quantize_activations, retrainable_lif
+from spiking.convert import QCFS, OffsetLIF, Wired, from_ann, percentile, quantize_activations, retrainable_lif
 from spiking.convert.ann import spiking_body
 
 
@@ -284,7 +284,7 @@ REFUSED = [
     (Odd("parameter"), r"cannot be converted"),
     (Odd("norm"), r'layer "norm": BatchNorm1d cannot be converted\. Only a batch norm directly behind'),
     (Odd("twice"), r'layer "fc": called twice cannot be converted'),
-    (Odd("branch"), r"Odd cannot be traced by torch\.fx"),
+    (Odd("branch"), r"Odd cannot be traced by torch\.fx: line \d+ of test_ann\.py asks for the values"),
     (Odd("two"), r"does not return one tensor"),
     (Odd("mean"), r'layer "mean": mean\(\) cannot be converted'),
 ]
@@ -296,11 +296,22 @@ def test_what_cannot_be_converted_is_named_with_the_reason(ann, message):
         from_ann(ann, torch.rand(8, 4))
 
 
-def test_networks_and_images_that_do_not_fit():
+class Two(nn.Module):
+    def forward(self, x, y):
+        return torch.relu(x) + y
+
+
+def test_networks_and_images_that_do_not_fit(capfd):
     with pytest.raises(SpikingError, match=r"from_ann: got int; expected a torch\.nn\.Module"):
         from_ann(3, torch.rand(8, 4))  # type: ignore[arg-type]
-    with pytest.raises(SpikingError, match=r"Sequential does not run on an input of shape \[2, 5\]"):
+    with pytest.raises(
+        SpikingError, match=r"Sequential does not run on batches of shape \[B, 5\]: layer \"0\" \(Linear\(in"
+    ) as seen:
         from_ann(chain(), torch.rand(8, 5))
+    assert capfd.readouterr().err == ""  # nothing of torch's own
+    assert "cannot take [B, 5] in float32. Give batches as the network takes them." in str(seen.value)
+    with pytest.raises(SpikingError, match=r"does not run on batches of shape \[B, 4\]: it has more than one input"):
+        from_ann(Two(), torch.rand(8, 4))
     broken = chain()
     broken[0].weight.data[0, 0] = float("nan")
     with pytest.raises(SpikingError, match=r'from_ann: "0\.weight" holds values that are not finite'):
@@ -326,6 +337,9 @@ def test_networks_and_images_that_do_not_fit():
         (torch.zeros(8, 4, dtype=torch.uint8), r"batches: got dtype torch\.uint8"),
         (torch.full((8, 4), float("nan")), "batches: got values that are not finite"),
         ([[1, 2]], "batches: got int"),
+        (None, "batches: got NoneType"),
+        (torch.tensor(1.0), "batches: got a number"),
+        ([torch.rand(3, 4), torch.rand(3, 5)], r"batches: got images of shapes \[4\] and \[5\]; expected one shape"),
     ],
 )
 def test_calibration_images_are_looked_at(batches, message):
@@ -336,6 +350,7 @@ def test_calibration_images_are_looked_at(batches, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"timesteps": True}, r"from_ann\.timesteps: got True; expected a whole number"),
         ({"timesteps": 0}, r"from_ann\.timesteps: got 0; expected a whole number of at least 1"),
         ({"calibration_steps": -1}, r"from_ann\.calibration_steps: got -1"),
         ({"levels": 1.5}, r"from_ann\.levels: got 1\.5"),
@@ -360,3 +375,95 @@ def test_bodies_without_calibration_and_wired_errors():
         Wired({"a": spiking.Conv2d(2, 2, 3)}, {"a": ("",)})(torch.zeros(1, 1, 3, 4, 4))
     with pytest.raises(SpikingError, match="percentile: got an empty tensor"):
         percentile(torch.empty(0), 50)
+
+
+# Offset spikes
+
+
+def counted(x, v0, threshold):
+    """Spikes of each step, of one neuron, and its last membrane; and the membranes before the spikes."""
+    v, spikes, before = v0, [], []
+    for x_t in x:
+        h = v + x_t
+        before.append(h)
+        spikes.append(1 if h >= threshold else 0)
+        v = h - threshold * spikes[-1]
+    return spikes, v, before
+
+
+def test_offset_neurons_equal_a_simulation_of_each(images):
+    generator = torch.Generator().manual_seed(6)
+    x = 2 * torch.randn(7, 3, 50, generator=generator, dtype=torch.float64)
+    threshold, rho = 0.75, 4
+    neuron = OffsetLIF.of(retrainable_lif(threshold, tie="ge", v0=threshold / 2).double(), rho)
+    found = neuron(x)
+    moved = {"down": 0, "up": 0, "kept": 0}
+    for b in range(3):
+        for i in range(50):
+            current, v0 = x[:, b, i].tolist(), threshold / 2
+            spikes, v, before = counted(current[:rho], v0, threshold)
+            start, way = v0, "kept"
+            if v < 0 and sum(spikes):
+                smallest = min(h for h, s in zip(before, spikes) if s)
+                start, way = v0 - max(threshold, smallest - threshold + threshold / 1024), "down"
+            elif v >= threshold and not all(spikes):
+                largest = max(h for h, s in zip(before, spikes) if not s)
+                start, way = v0 + max(threshold, threshold - largest + threshold / 1024), "up"
+            again = counted(current[:rho], start, threshold)[0]
+            assert found[:, b, i].tolist() == again + counted(current[rho:], start, threshold)[0]
+            assert {"down": sum(again) < sum(spikes), "up": sum(again) > sum(spikes), "kept": True}[way]
+            moved[way] += 1
+    assert min(moved.values()) > 10
+
+
+def test_offset_spikes_make_few_steps_more_exact(images):
+    torch.manual_seed(2)
+    layers: list[nn.Module] = [nn.Linear(64, 64), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Linear(64, 64), nn.ReLU()]
+    ann = quantize_activations(nn.Sequential(*layers, nn.Linear(64, 10)), levels=4, threshold=1.0)
+    x = images.flatten(1)
+    plain = from_ann(ann, x, method="qcfs", timesteps=4)
+    better = from_ann(ann, x, method="qcfs", timesteps=4, offset_steps=4)
+    assert better.report.error < 0.8 * plain.report.error
+    assert better.timesteps == 8
+    assert better(encode.direct(x, 8)).shape == (4, 64, 10)
+    assert str(better.report).startswith("qcfs, 4 + 4 time steps, 4 of them to calibrate offset spikes: scores within")
+    assert "offset spikes calibrated over 4 steps" in str(better.report)
+    with spiking.record(better) as trace:
+        better.scores(x)
+    assert trace.n_steps == 8  # what the energy is counted from
+    state = {name: value.clone() for name, value in better.state_dict().items()}
+    assert state.keys() == plain.state_dict().keys()
+
+
+def test_offset_spikes_are_refused_where_they_make_no_sense(ann, images):
+    with pytest.raises(SpikingError, match=r"from_ann\.offset_steps: got -1; expected a whole number of at least 0"):
+        from_ann(ann, images, method="optimal", offset_steps=-1)
+    with pytest.raises(
+        SpikingError, match=r'offset_steps: got 4 with method="balance"; expected one level and a method'
+    ):
+        from_ann(ann, images, offset_steps=4)
+    with pytest.raises(SpikingError, match=r"offset_steps: got 4 with levels=8"):
+        from_ann(ann, images, method="optimal", levels=8, offset_steps=4)
+    net = from_ann(ann, images, method="optimal", timesteps=2, offset_steps=3)
+    with pytest.raises(SpikingError, match=r"OffsetLIF: got 3 time steps; expected more than the 3"):
+        net(encode.direct(images, 3))
+    with pytest.raises(SpikingError, match=r"OffsetLIF\.state: got a sequence in pieces"):
+        net.step(images)
+    with pytest.raises(SpikingError, match=r"ConvertedNet: got offset_steps=3; expected 0"):
+        spiking.compile_events(net, encode.direct(images[:1], 5), strict=True)
+    with pytest.raises(SpikingError, match=r"OffsetLIF\.offset_steps: got 0"):
+        OffsetLIF.of(spiking.LIF(), 0)
+    with pytest.raises(SpikingError, match=r'OffsetLIF\.of: got LIF\(.*expected a LIF with reset="subtract"'):
+        OffsetLIF.of(spiking.LIF(reset="zero"), 2)
+
+
+def test_a_branching_network_is_not_compiled_and_says_where_it_branches(images):
+    torch.manual_seed(3)
+    net = from_ann(Residual().eval(), images, timesteps=2)
+    with pytest.raises(SpikingError, match=r'ConvertedNet: layer "down_0" takes what "relu" gives; expected a chain'):
+        spiking.compile_events(net, encode.direct(images[:1], 2))
+    sums = Wired({"a": nn.Identity(), "b": nn.Identity()}, {"a": ("",), "b": ("a", "")})
+    assert sums.first_branch() == 'layer "b" takes what "a" and the input give'
+    assert Wired({"a": nn.Identity()}, {"a": ("",)}).first_branch() == "its layers are a chain"

@@ -237,17 +237,19 @@ def test_a_threshold_that_no_activity_gives_is_an_error():
 
 def test_a_stage_at_chance_is_stopped_or_said(ann, data):
     generator = torch.Generator().manual_seed(3)
-    guesses = TensorBatches(data.x, torch.randint(0, 4, (160,), generator=generator))
+    guesses = TensorBatches(torch.rand(data.x.shape, generator=generator), data.labels)  # nothing to be seen
     long = replace(quick(), train=replace(quick().train, epochs=3, lr=1e-6))
     chance = r"reduce_timesteps: T=1: after 2 epochs \d+\.\d % of validation images are right.*calibration_steps=1"
     with pytest.raises(SpikingError, match=chance):
-        reduce_timesteps(converted(ann, data), data, guesses, (1,), config=long, display=Display())
+        reduce_timesteps(converted(ann, data), guesses, guesses, (1,), config=long, display=Display())
     said = reduce_timesteps(
-        converted(ann, data), data, guesses, (1,), config=replace(long, on_silent="warn"), display=Display()
+        converted(ann, data), guesses, guesses, (1,), config=replace(long, on_silent="warn"), display=Display()
     )
     assert sum("nothing is learned" in text for text in said.stages[0].warnings) == 1
     assert said.stages[0].epochs == 3
-    reduce_timesteps(converted(ann, data), data, guesses, (1,), config=quick(), display=Display())  # it is over by then
+    reduce_timesteps(
+        converted(ann, data), guesses, guesses, (1,), config=quick(), display=Display()
+    )  # it is over by then
 
 
 def test_diagnose_and_watch_refuse():
@@ -412,6 +414,13 @@ def test_labels_and_samples_that_do_not_fit(ann, data):
     frames = TensorBatches(data.x.expand(-1, 3, -1, -1, -1), data.labels)
     with pytest.raises(SpikingError, match=r"got samples of 3 time steps; expected images"):
         reduce_timesteps(converted(ann, data), frames, data, (1,), config=quick(), display=Display())
+
+
+def test_weights_that_are_not_finite(ann, data):
+    net = converted(ann, data)
+    net.body[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(SpikingError, match=r'reduce_timesteps: "body\.0\.weight" holds values that are not finite'):
+        reduce_timesteps(net, data, data, (1,), config=quick(), display=Display())
 
 
 @pytest.mark.parametrize("schedule", [(), (1, 2), (2, 2), (2, 0), (1.5, 1)])

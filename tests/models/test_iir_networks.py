@@ -6,13 +6,25 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import spiking
 from spiking import SpikingError, encode
+from spiking.cli.iir import app
 from spiking.convert import from_ann, retrainable_lif
 from spiking.convert.ann import spiking_body
-from spiking.models.iir import VGG, ResNet, SpikingResNet, SpikingVGG, layer_macs
+from spiking.models.iir import (
+    VGG,
+    ResNet,
+    SpikingResNet,
+    SpikingVGG,
+    layer_macs,
+    layer_sizes,
+    price_at_rates,
+    read_rates,
+)
 from spiking.models.iir.networks import _Block
+from spiking.models.iir.watch import watch
 
 
 @pytest.mark.parametrize(
@@ -146,3 +158,78 @@ def test_spiking_networks_keep_sequences_steps_and_images_of_any_size():
 def test_bad_arguments(make, message):
     with pytest.raises(SpikingError, match=message):
         make()
+
+
+# Sizes and prices
+
+
+def test_sizes_are_the_table_of_the_published_networks(golden):
+    for case, expected in json.loads((golden / "iir_snn/macs.json").read_text()).items():
+        name, side = case.lower().split("@")
+        if name.startswith("resnet"):
+            continue
+        channels = expected["layers"][0]["cin"]
+        with torch.device("meta"):
+            found = layer_sizes(VGG(name, in_channels=channels, image_size=int(side)), channels, int(side), int(side))
+        assert [size.macs for size in found.values()] == [x["mac"] for x in expected["layers"]]
+        assert [size.parameters for size in found.values()] == [x["params"] for x in expected["layers"]]
+        assert [size.neurons for size in found.values()][:-1] == [x["neurons"] for x in expected["layers"]][:-1]
+    with torch.device("meta"):
+        residual = layer_sizes(ResNet("resnet20"), 3, 32, 32)
+    assert sum(size.neurons for size in residual.values()) == 319_488
+
+
+@pytest.mark.parametrize("timesteps", [1, 3])
+@pytest.mark.parametrize("kind", [SpikingVGG, SpikingResNet])
+def test_a_topology_is_priced_at_the_rates_of_another(kind, timesteps):
+    torch.manual_seed(0)
+    net = kind("vgg9" if kind is SpikingVGG else "resnet12", in_channels=1, image_size=16, width=0.1)
+    images = torch.rand(3, 1, 16, 16)
+    found = price_at_rates(net, images, [0.2, 0.1], timesteps)
+    assert found.wanted == pytest.approx(np.linspace(0.2, 0.1, len(found.wanted)))
+    wide = slice(0, 5)  # deeper layers have a few dozen neurons
+    assert found.reached[wide] == pytest.approx(found.wanted[wide], abs=0.01)
+    with torch.no_grad(), watch(net) as activity:
+        net(encode.direct(images, timesteps))
+    assert [float(spikes.mean()) for spikes in activity.spikes.values()] == pytest.approx(found.reached)
+    more = price_at_rates(net, images, [0.4], timesteps)
+    assert more.energy["published"]["snn"] > found.energy["published"]["snn"]
+    assert more.energy["published"]["ann"] == found.energy["published"]["ann"]
+
+
+def command(*arguments):
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    return ran.stdout
+
+
+def test_the_sizes_command_prints_the_table_and_prices_a_run(tmp_path):
+    lines = command("sizes", "--network", "vgg16", "--side", "32").splitlines()
+    assert lines[-1].split() == ["in", "all", "338,403,328", "39,917,248", "284,672"]
+    stages = [{"timesteps": t, "rates": {"a": 0.1, "b": 0.2}} for t in (2, 1)]
+    (tmp_path / "metrics.json").write_text(json.dumps({"best_start": "short", "starts": {"short": {"stages": stages}}}))
+    small = ("sizes", "--network", "vgg6", "--side", "8", "--width", "0.1", "--rates", str(tmp_path / "metrics.json"))
+    lines = command(*small).splitlines()
+    assert "with random weights and the firing rates of" in lines[-5]
+    assert [line[:15] for line in (lines[-4], lines[-2])] == ["T=2: published ", "T=1: published "]
+    found = json.loads(command(*small, "--json"))
+    assert [stage["timesteps"] for stage in found["stages"]] == [2, 1]
+    assert found["stages"][1]["energy"]["published"]["gain"] > found["stages"][0]["energy"]["published"]["gain"]
+
+
+def test_rates_that_do_not_fit(tmp_path):
+    with pytest.raises(SpikingError, match=r"no\.json: there is no such file; expected the metrics\.json of a run"):
+        read_rates(tmp_path / "no.json")
+    bad = tmp_path / "bad.json"
+    for text in ("{", "[]", '{"best_start": "a", "starts": {}}'):
+        bad.write_text(text)
+        with pytest.raises(SpikingError, match=r"bad\.json: it is not one; expected the metrics\.json of a run"):
+            read_rates(bad)
+    bad.write_text('{"best_start": "a", "starts": {"a": {"stages": [{"timesteps": 1, "rates": {"x": 2}}]}}}')
+    with pytest.raises(SpikingError, match=r"bad\.json: got the rates \[2\.0\]; expected 0 to 1 spikes"):
+        read_rates(bad)
+    net = SpikingVGG("vgg6", in_channels=1, image_size=8, width=0.1)
+    with pytest.raises(SpikingError, match=r"price_at_rates\.rates: got \[\]; expected at least one"):
+        price_at_rates(net, torch.rand(1, 1, 8, 8), [], 1)
+    with pytest.raises(SpikingError, match=r"price_at_rates: got a network without LIF neurons"):
+        price_at_rates(torch.nn.Identity(), torch.rand(1, 1, 8, 8), [0.1], 1)

@@ -1,6 +1,8 @@
 """Whole runs on small sets: what lands in the folder, that the parts agree, and what is refused."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from spiking import EventTrace, SpikingError
+from spiking.cli.runs import keep
 from spiking.models.iir import PRESETS, Recipe, SpikingResNet, SpikingVGG, open_images, run
 from spiking.models.iir.run import parse_schedule
 from spiking.progress import Display
@@ -122,7 +125,11 @@ def test_the_command_runs_resumes_and_prints(folder, tmp_path):
     lines = again.stdout.splitlines()
     assert lines[0].startswith("conventional network: test ")
     assert any(line.startswith("short, T=1: test ") for line in lines)
-    assert any("one image on this machine: conventional" in line for line in lines)
+    assert any(
+        re.match(r"one image on this machine \(\d+ threads?, medians of .*\): conventional [\d.]+ ms, short T=1", line)
+        for line in lines
+    )
+    assert any(re.fullmatch(r"short, T=1: [\d.]+× as fast as the dense network", line) for line in lines)
     shown = json.loads((tmp_path / "runs/iir-1/metrics.json").read_text())
     assert shown["starts"]["short"]["stages"][0]["test"] == metrics["starts"]["short"]["stages"][0]["test"]
     changed = command("--resume", "--width", "0.1", cwd=tmp_path)
@@ -142,12 +149,48 @@ def test_the_command_runs_resumes_and_prints(folder, tmp_path):
         (("--data", "nowhere"), "spiking: nowhere: there is no such file or folder"),
         (("--preset", "best"), "spiking: --preset: got 'best'; expected one of short, published, direct, compare."),
         (("--schedule", "5;1"), "spiking: --schedule: got '5;1'; expected numbers of steps such as 5,4,3,2,1."),
+        (("--schedule", "1,2"), "spiking: --schedule: got '1,2'; expected numbers of at least 1, each smaller than"),
+        (("--network", "vgg9"), "spiking: VGG.image_size: got 12; expected at least 16 for the 4 poolings."),
     ],
 )
-def test_the_command_refuses_in_one_line(tmp_path, arguments, message):
-    ran = command(*arguments, cwd=tmp_path)
+def test_the_command_refuses_in_one_line_and_leaves_nothing(folder, tmp_path, arguments, message):
+    given = arguments if "--data" in arguments else ("--data", folder, *arguments)
+    ran = command(*given, cwd=tmp_path)
     assert ran.returncode == 2
-    assert ran.stderr.splitlines()[-1].startswith(message)
+    assert ran.stderr.startswith(message)
+    assert ran.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "n", "message"),
+    [
+        ("train", 240, "got training labels up to 12, but none is 10; expected images of every class."),
+        ("t10k", 60, "got the label 12 among the test images; expected 0 to 9, as in training."),
+    ],
+)
+def test_labels_out_of_range_are_refused_before_a_folder_is_made(folder, tmp_path, split, n, message):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    labels = np.arange(n) % 4
+    labels[17] = 12
+    (data / f"{split}-labels-idx1-ubyte").write_bytes(idx(labels))
+    ran = command("--data", data, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"spiking: {data}: {message}")
+    assert ran.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_resumed_run_refuses_the_checkpoint_of_another_stage(folder, tmp_path):
+    recipe = small(folder, schedule="2,1", calibration_steps=1, graded_levels=1, train=replace(TRAIN, epochs=1))
+    out = tmp_path / "run"
+    run(recipe, out, display=Display())
+    keep(out, recipe)
+    shutil.copy(out / "short/T2/stage.safetensors", out / "short/T1/stage.safetensors")
+    ran = command("--resume", "--out", out, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "T1/stage.safetensors: the checkpoint's model has timesteps=2; this one has timesteps=1" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
@@ -160,7 +203,12 @@ def test_the_command_refuses_in_one_line(tmp_path, arguments, message):
         ({"validation": 0.0}, r"Recipe\.validation: got 0\.0"),
         ({"stage_epochs": 0}, r"Recipe\.stage_epochs: got 0"),
         ({"loss": "mse"}, r"LadderConfig\.loss: got 'mse'"),
+        ({"schedule": "2,2"}, r"Recipe\.schedule: got '2,2'; expected numbers of at least 1, each smaller"),
+        ({"schedule": "1,0"}, r"Recipe\.schedule: got '1,0'; expected numbers of at least 1, each smaller"),
+        ({"network": "vgg7"}, r"Recipe\.network: got 'vgg7'; expected one of vgg5, vgg4, vgg6, "),
+        ({"width": 0.0}, r"Recipe\.width: got 0\.0; expected a number above 0"),
         ({"schedule": "1,a"}, r"Recipe\.schedule: got '1,a'"),
+        ({"residual": "x"}, r"Recipe\.residual: got 'x'; expected one of sum, sew"),
     ],
 )
 def test_settings_out_of_range(options, message):

@@ -3,8 +3,9 @@
 from spiking.models.iir.data import ImageBatches
 from spiking.models.iir.energy import price, published_energy
 from spiking.models.iir.ladder import LadderConfig, LadderResult, StageReport, reduce_timesteps
-from spiking.models.iir.networks import VGG, ResNet, SpikingResNet, SpikingVGG, layer_macs
+from spiking.models.iir.networks import VGG, ResNet, SpikingResNet, SpikingVGG
 from spiking.models.iir.run import PRESETS, Preset, Recipe, build, open_images, run, split, train_ann
+from spiking.models.iir.sizes import LayerSize, layer_macs, layer_sizes, price_at_rates, read_rates
 from spiking.models.iir.watch import Finding, diagnose
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ImageBatches",
     "LadderConfig",
     "LadderResult",
+    "LayerSize",
     "Preset",
     "Recipe",
     "ResNet",
@@ -23,9 +25,12 @@ __all__ = [
     "build",
     "diagnose",
     "layer_macs",
+    "layer_sizes",
     "open_images",
     "price",
+    "price_at_rates",
     "published_energy",
+    "read_rates",
     "reduce_timesteps",
     "run",
     "split",

@@ -188,6 +188,11 @@ def reduce_timesteps(
     settings = config or LadderConfig()
     display = display or open_display()
     folder = None if run_dir is None else Path(run_dir)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise SpikingError(
+                f'reduce_timesteps: "{name}" holds values that are not finite. Convert the network again, or load other weights.'
+            )
     _note_settings(folder, steps, settings, resume)
     network = copy.deepcopy(model)
     if settings.dropout is not None:
@@ -268,7 +273,7 @@ class _ChanceWatch(Display):
         self.stage.display.epoch(record, epochs)
         self.best = max(self.best, record["validation_accuracy"])
         if record["epoch"] + 1 == PATIENCE < epochs:
-            self.stage.look_at_chance(self.best, self.validation)
+            self.stage.look_at_chance(self.best, record["accuracy"], self.validation)
 
     def message(self, text: str) -> None:
         self.stage.display.message(text)
@@ -404,15 +409,18 @@ class _StageRun:
         x, labels = train.batch(np.arange(min(self.config.traced, len(train))), None)
         return x[0].to(trainer.accelerator.device), labels.to(trainer.accelerator.device)
 
-    def look_at_chance(self, accuracy: float, validation: Batches) -> None:
-        """Say, or stop, where after some epochs no more is right than guessing the most frequent class would get."""
+    def look_at_chance(self, accuracy: float, in_training: float, validation: Batches) -> None:
+        """Say, or stop, where after some epochs no more is right than guessing the most frequent class would get.
+
+        Of training images neither: few validation images may be wrong by accident.
+        """
         n, size = len(validation), self.config.train.batch_size
-        if accuracy > 0.6 or not n:
+        if max(accuracy, in_training) > 0.6 or not n:
             return
         places = (np.arange(first, min(first + size, n)) for first in range(0, n, size))
         labels = torch.cat([validation.batch(indices, None)[1] for indices in places])
         share = float(labels.bincount().max()) / n
-        if accuracy > share + 2 * math.sqrt(share * (1 - share) / n):
+        if accuracy > share + 2 * math.sqrt(share * (1 - share) / n) or in_training > share + 0.02:
             return
         text = (
             f"after {PATIENCE} epochs {100 * accuracy:.1f} % of validation images are right, what always naming the most frequent "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from spiking.convert.network import SpikingNet
 from spiking.errors import SpikingError
 from spiking.hub import MODEL_CARD, HubModel
 
-__all__ = ["RESNETS", "VGG", "VGGS", "ResNet", "SpikingResNet", "SpikingVGG", "layer_macs"]
+__all__ = ["RESNETS", "VGG", "VGGS", "ResNet", "SpikingResNet", "SpikingVGG"]
 
 A = 0  # 2×2 average pooling
 VGGS: dict[str, tuple[int, ...]] = {
@@ -212,41 +211,6 @@ def initialise(network: nn.Module) -> None:
             nn.init.normal_(layer.weight, 0, math.sqrt(2 / layer.in_features))
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-
-def layer_macs(network: nn.Module, *image: int) -> dict[str, int]:
-    """Multiply-accumulates of each layer with weights for one image (channels, height, width), as papers count them.
-
-    Output pixels times weights of one: what lies outside of the image is counted too.
-
-    >>> with torch.device("meta"):
-    ...     network = VGG("vgg16")
-    >>> sum(layer_macs(network, 3, 32, 32).values())
-    338403328
-    """
-    found: dict[str, int] = {}
-    hooks = []
-
-    def count(name: str) -> Any:
-        def note(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            weight: Any = layer.weight
-            found[name] = output[0].numel() // weight.shape[0] * weight.numel()
-
-        return note
-
-    for name, layer in network.named_modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            hooks.append(layer.register_forward_hook(count(name)))
-    first = next(network.parameters())
-    training = network.training
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, *image, device=first.device, dtype=first.dtype))
-    finally:
-        network.train(training)
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 class SpikingVGG(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import platform
@@ -24,7 +25,7 @@ from spiking.layer import Sequential
 from spiking.models.iir.data import ImageBatches, statistics
 from spiking.models.iir.energy import price
 from spiking.models.iir.ladder import LadderConfig, LadderResult, StageReport, reduce_timesteps
-from spiking.models.iir.networks import VGG, ResNet, SpikingResNet, SpikingVGG
+from spiking.models.iir.networks import RESNETS, VGG, VGGS, ResNet, SpikingResNet, SpikingVGG
 from spiking.progress import Display, open_display
 from spiking.split import hold_out, proportion
 from spiking.training import Objective, TrainConfig, Trainer, milestones, seed_for
@@ -117,6 +118,10 @@ class Recipe:
             raise SpikingError(
                 f"Recipe.preset: got {self.preset!r}; expected one of {', '.join((*PRESETS, 'compare'))}."
             )
+        names = ("vgg5", *VGGS, *RESNETS)
+        for name, allowed in (("network", names), ("residual", ("sum", "sew"))):
+            if getattr(self, name) not in allowed:
+                raise SpikingError(f"Recipe.{name}: got {getattr(self, name)!r}; expected one of {', '.join(allowed)}.")
         parse_schedule(self.schedule)
         ranges = {"calibration_steps": 0, "stage_epochs": 1, "graded_levels": 1, "limit": 0}
         for name, low in ranges.items():
@@ -147,15 +152,20 @@ class Recipe:
 
 
 def parse_schedule(text: str) -> tuple[int, ...]:
-    """Numbers of steps from text such as "5,4,3,2,1". Errors: SpikingError for anything else.
+    """Numbers of steps from text such as "5,4,3,2,1". Errors: SpikingError for anything else, or where they do not decrease.
 
     >>> parse_schedule("5, 3, 1")
     (5, 3, 1)
     """
     try:
-        return tuple(int(part) for part in text.split(",")) if text.strip() else ()
+        steps = tuple(int(part) for part in text.split(",")) if text.strip() else ()
     except ValueError as err:
         raise SpikingError(f"Recipe.schedule: got {text!r}; expected numbers of steps such as 5,4,3,2,1.") from err
+    if any(t < 1 for t in steps) or any(a <= b for a, b in itertools.pairwise(steps)):
+        raise SpikingError(
+            f"Recipe.schedule: got {text!r}; expected numbers of at least 1, each smaller than the one before, such as 5,4,3,2,1."
+        )
+    return steps
 
 
 class Data(NamedTuple):
@@ -182,7 +192,7 @@ def open_images(recipe: Recipe) -> Data:
 def split(recipe: Recipe, train: Images, test: Images, place: str = "images") -> Data:
     """Images in memory, with a part of the training images held out, normalised and, if they are natural, augmented.
 
-    Errors: SpikingError naming `place` where training and test images differ in shape, or are not square.
+    Errors: SpikingError naming `place` where training and test images differ in shape, are not square, or have labels out of range.
     """
     if train.images.shape[1:] != test.images.shape[1:]:
         raise SpikingError(
@@ -192,6 +202,16 @@ def split(recipe: Recipe, train: Images, test: Images, place: str = "images") ->
     if train.images.shape[2] != train.images.shape[3]:
         raise SpikingError(
             f"{place}: got images of {train.images.shape[3]}×{train.images.shape[2]}; expected square ones."
+        )
+    missing = sorted(set(range(10, len(train.classes))) - set(train.labels.tolist()))  # idx files do not say how many
+    if missing:
+        raise SpikingError(
+            f"{place}: got training labels up to {train.labels.max()}, but none is {missing[0]}; expected images of every class. "
+            "A label that is out of range looks like this."
+        )
+    if test.labels.max() >= len(train.classes):
+        raise SpikingError(
+            f"{place}: got the label {test.labels.max()} among the test images; expected 0 to {len(train.classes) - 1}, as in training."
         )
     if recipe.limit:
         rng = np.random.default_rng(seed_for(recipe.train.seed, 4))
