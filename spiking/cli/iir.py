@@ -202,12 +202,14 @@ def _gains(energy: dict[str, Any]) -> str:
 
 
 def _answer(metrics: dict[str, Any]) -> list[str]:
+    from spiking.models.iir.run import unretrained_name
     from spiking.split import Proportion
 
     lines = [f"conventional network: test {Proportion(**metrics['ann'])}"]
-    graded = metrics["graded"]
-    if graded:
-        lines.append(f"{graded['levels']} levels a spike, T=1, no retraining: test {Proportion(**graded['test'])}")
+    for found in metrics["unretrained"]:
+        lines.append(
+            f"{unretrained_name(found)}: test {Proportion(**found['test'])}; energy against FP32: {_gains(found['energy'])}"
+        )
     for name, start in metrics["starts"].items():
         for stage in start["stages"]:
             lines.append(

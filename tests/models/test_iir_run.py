@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import torch
 
 from spiking import EventTrace, SpikingError
 from spiking.cli.runs import keep
-from spiking.models.iir import PRESETS, Recipe, SpikingResNet, SpikingVGG, open_images, run
-from spiking.models.iir.run import parse_schedule
+from spiking.convert import from_ann
+from spiking.models.iir import PRESETS, VGG, Recipe, SpikingResNet, SpikingVGG, open_images, run
+from spiking.models.iir.run import _report, parse_schedule
 from spiking.progress import Display
 from spiking.training import TrainConfig
 
@@ -51,7 +53,9 @@ def test_a_run_leaves_everything_in_its_folder(folder, tmp_path):
     found = run(small(folder, preset="compare"), tmp_path, display=Display())
     assert {"ann", *PRESETS, "metrics.json", "model", "trace.h5", "report.html"} < {p.name for p in tmp_path.iterdir()}
     assert found["ann"]["value"] > 0.9
-    assert found["graded"]["test"]["value"] > 0.8
+    steps_levels = [(f["timesteps"], f["levels"]) for f in found["unretrained"]]
+    assert steps_levels == [(5, 1), (1, 8)]
+    assert all(f["test"]["value"] > 0.8 for f in found["unretrained"])
     steps = {name: [stage["timesteps"] for stage in start["stages"]] for name, start in found["starts"].items()}
     assert steps == {"short": [1], "published": [5, 4, 3, 2, 1], "direct": [1]}
     published = found["starts"]["published"]["stages"]
@@ -71,15 +75,37 @@ def test_a_run_leaves_everything_in_its_folder(folder, tmp_path):
     assert EventTrace.load(tmp_path / "trace.h5").n_steps == 1
 
 
+def test_a_network_that_no_chip_holds_is_reported_without_it(tmp_path):
+    """The size that the command has by default on MNIST is more than Loihi's 128 cores hold."""
+    images = torch.rand(20, 1, 28, 28)
+    network = from_ann(VGG("vgg6", 10, 1, 28, 0.25).eval(), images, timesteps=1)
+    said = []
+    display = Display()
+    display.message = said.append
+    data, stage = SimpleNamespace(calibration=images, kind="mnist"), SimpleNamespace(timesteps=1, test=None)
+    path = _report(network, data, tmp_path, stage, display)
+    assert re.search(r"not in the report: place: the network needs \d+ cores and loihi has 128", "\n".join(said))
+    document = json.loads(Path(path).with_suffix(".json").read_text())
+    assert "loihi" not in json.dumps(document["estimates"])
+    assert "rram-crossbar" in json.dumps(document["estimates"])
+
+
 @pytest.mark.parametrize(
     "options", [{"residual": "sum"}, {"residual": "sew"}, {"batch_norm": True, "percentile": 97.0}]
 )
 def test_residual_networks_and_batch_norms(folder, tmp_path, options):
     recipe = small(
-        folder, network="resnet12", width=0.1, schedule="2,1", calibration_steps=1, graded_levels=1, **options
+        folder,
+        network="resnet12",
+        width=0.1,
+        schedule="2,1",
+        calibration_steps=1,
+        graded_levels=1,
+        converted_steps=0,
+        **options,
     )
     found = run(recipe, tmp_path, display=Display())
-    assert found["graded"] is None
+    assert found["unretrained"] == []
     assert [stage["timesteps"] for stage in found["starts"]["short"]["stages"]] == [2, 1]
     assert SpikingResNet.from_pretrained(tmp_path / "model").timesteps == 1
 
