@@ -25,7 +25,7 @@ from spiking.hw_models.player import playable, still
 from spiking.hw_models.units import figure, si
 
 from spiking.errors import SpikingError
-from spiking.trace import Recording
+from spiking.trace import EventTrace, Recording
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,10 @@ def report(
     >>> sorted(os.listdir(folder)), round(content["estimates"][0]["ratio"]["nominal"], 4)
     (['report.html', 'report.json'], 0.0326)
     """
-    found = [estimates] if isinstance(estimates, Estimate) else list(estimates)
+    found = [estimates] if isinstance(estimates, Estimate | EventTrace) else list(estimates)
+    odd = next((type(e).__name__ for e in found if not isinstance(e, Estimate)), None)
+    if odd is not None:
+        raise SpikingError(f"report: got {odd}; expected estimates. Call hw_models.estimate(trace, chip) first.")
     if not found:
         raise SpikingError("report: got no estimates; expected at least one. Call hw_models.estimate first.")
     if accuracy is not None:

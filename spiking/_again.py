@@ -214,6 +214,10 @@ class WeightsAgain(Again):
             join_levels(row, counters.levels_of_spikes(by_step))
             self.settled = bool(by_step.all())
 
+    def commit(self, fresh: bool, samples: dict[str, Growing], silent: np.ndarray) -> None:
+        super().commit(fresh, samples, silent)
+        self.row.repeated_input = self.repeated
+
     def add_synops(
         self, row: LayerTrace, samples: dict[str, Growing], all_weights: Any, nonzero: Any, each: Any
     ) -> None:

@@ -179,6 +179,7 @@ class ForwardPass:
     ) -> None:
         self.steps = self.batch = 0
         self.batch_first, self.step_by_step = batch_first, step_by_step
+        self.has_time = False  # of single steps: whether they are [1, B, *]
         self.layers: dict[str, Any] = {}  # LayerPass, or what takes its place
         self.plans: dict[Any, Any] = {}  # how layers may be counted in later passes that are like this one
         self.readers = {} if readers is None else readers
@@ -256,6 +257,8 @@ class ForwardPass:
     def sequence(self, x: Tensor, name: str, feature_dims: int) -> Tensor:
         """x as [t, B, *]: the whole sequence, a part of it, or one step."""
         lead = (self.steps, self.batch)
+        if self.has_time and x.ndim > feature_dims + 1 and tuple(x.shape[:2]) == (1, self.batch):
+            return x
         if self.step_by_step and x.ndim > feature_dims and x.shape[0] == self.batch:
             return x.unsqueeze(0)
         x = self.time_first(x)

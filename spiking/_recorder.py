@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import warnings
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
 from os import PathLike
@@ -75,6 +76,7 @@ class Recorder:
         self._known: dict[str, LayerTrace] = {}  # the rows of the trace by name
         self._samples: dict[str, Growing] = {}
         self._listens = True
+        self._continued = self._looped = False  # whether these were spoken of
         self._rows = Rows(events=events, active_rows=active_rows)
         self._operations = Operations(self._rows)
         self._reset()
@@ -122,7 +124,7 @@ class Recorder:
         self._handles.clear()
         self._operations.stop()
         self._rows.watch.stop()
-        call = self._call
+        call, apart = self._call, self._rows.apart
         self._reset()
         if self._writer is not None and (call or kind is not None):
             self._writer.abort()
@@ -131,6 +133,11 @@ class Recorder:
         if call and kind is None:
             raise SpikingError(
                 f"record: got {call} steps of the last pass; expected {self.stated_steps}. Call the model once per step."
+            )
+        if apart and not self.trace.n_samples and kind is None:
+            raise SpikingError(
+                f"record: {type(self.model).__name__} itself was never called, but its layer {apart} was; expected calls of the "
+                "model. Call it with whole sequences, or record the part of it that is called."
             )
 
     def _reset(self) -> None:
@@ -155,17 +162,21 @@ class Recorder:
                 "step of one sample."
             )
         self._run.produced(x, INPUT)
+        self._look_at_state(x, kwargs)
         self._operations.start(self._listens)
         self._rows.watch.start()
         steps = self.stated_steps
         if self.step_by_step:
             assert steps is not None
-            if self._call and x.shape[0] != self._run.batch:
+            # `.step` of our models gives the step a time axis, and asks for the state
+            self._run.has_time = bool(kwargs.get("return_state")) and x.ndim > 1 and x.shape[0] == 1
+            batch = x.shape[int(self._run.has_time)]
+            if self._call and batch != self._run.batch:
                 raise SpikingError(
-                    f"record: step {self._call + 1}: got {x.shape[0]} samples after {self._run.batch} in the step before; "
+                    f"record: step {self._call + 1}: got {batch} samples after {self._run.batch} in the step before; "
                     f"expected one number in all {steps} steps of a pass."
                 )
-            self._run.steps, self._run.batch = steps, x.shape[0]
+            self._run.steps, self._run.batch = steps, batch
         elif self.batch_first:
             self._run.steps, self._run.batch = self._batch_and_steps(x)[::-1]
         elif steps is None:
@@ -175,7 +186,39 @@ class Recorder:
             self._run.steps = steps
             self._run.batch = x.shape[1] if x.ndim > 1 and x.shape[0] == steps and x.is_floating_point() else x.shape[0]
         if self.keep_spikes:
-            self._inputs.append(x.detach().clone() if self.step_by_step else x.detach())
+            self._inputs.append(self._one_step(x).clone() if self.step_by_step else x.detach())
+
+    def _one_step(self, x: Tensor) -> Tensor:
+        """A step of the model's input or output as [B, *]."""
+        return x.detach()[0] if self._run.has_time else x.detach()
+
+    def _look_at_state(self, x: Tensor, kwargs: dict[str, Any]) -> None:
+        """Say so, once, where a sequence is continued by calls that would each count as samples of their own."""
+        if self.step_by_step or self._continued or kwargs.get("state") is None:
+            return
+        self._continued = True
+        warnings.warn(
+            f"record: {type(self.model).__name__} is given the state of the call before, so that the calls are parts of one sequence, "
+            f"but each is counted as samples of its own, of {x.shape[0]} step{'s' * (x.shape[0] != 1)}. "
+            "Call the model with whole sequences; or, if each call is one step, record(..., step_by_step=True, steps=T).",
+            stacklevel=6,
+        )
+
+    def _look_at_calls(self) -> None:
+        """Say so, once, where neurons of others ran step by step and nobody said how many steps there are."""
+        if self.stated_steps is not None or self._looped:
+            return
+        names = self._rows.names
+        theirs = [names[id(m)] for m in self.model.modules() if id(m) in names and peers.is_neuron(m)]
+        name = next((n for n in theirs if f"{n}#2" in self._run.layers), None)
+        if name is not None:
+            self._looped = True
+            n, run = self._run.calls[name], self._run
+            warnings.warn(
+                f"record: layer {name} ran {n} times in one pass, each time as if for {run.steps} steps of {run.batch} samples: T and B "
+                f"are likely swapped. If the model loops over time itself, record(..., steps={n}).",
+                stacklevel=6,
+            )
 
     def _batch_and_steps(self, x: Tensor) -> tuple[int, int]:
         """(B, T) of the input of a model whose neurons take [B, T, *], or [B·T, *] where they unfold it themselves."""
@@ -197,7 +240,7 @@ class Recorder:
         if isinstance(out, tuple | list):
             out = next((v for v in out if isinstance(v, Tensor)), None)
         if self.keep_spikes and isinstance(out, Tensor):
-            self._outputs.append(out.detach().float())
+            self._outputs.append(self._one_step(out).float() if self.step_by_step else out.detach().float())
         if self.step_by_step:
             self._call += 1
             if self._call < self._run.steps:
@@ -209,6 +252,7 @@ class Recorder:
                 f"record: got {self._run.steps} time steps after {self.trace.n_steps} in the pass before; "
                 "expected one length. Record the lengths in separate traces."
             )
+        self._look_at_calls()
         for name, done in self._run.layers.items():
             done.check()
             if self.trace.n_samples and name not in self._known:
@@ -319,6 +363,9 @@ class _Seen:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if self.operations.elsewhere:
+            return
+        if not self.rows.run.steps:  # the model itself does not run
+            self.rows.apart = self.rows.apart or self.label
             return
         x, y = args[0] if args else None, out[0] if isinstance(out, tuple) and out else out
         plain = isinstance(x, Tensor) and isinstance(y, Tensor)

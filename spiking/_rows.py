@@ -72,6 +72,7 @@ class Rows:
             Any, Any
         ] = {}  # plans for layers that run as they did before, by name, or the names of two that ran together
         self.events, self.active_rows = events, active_rows
+        self.apart = ""  # a layer that ran while the model itself did not
         self.keep = 0  # how many samples' spikes are kept whole in this pass
         self._fans: dict[tuple[str, tuple[int, ...]], tuple[int, Fans]] = {}
         self._windows: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}

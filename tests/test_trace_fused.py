@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import numpy as np
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import spiking
 from spiking._recorder import Recorder
+from spiking._rows import Rows
+from spiking.errors import SpikingError
 from spiking.trace import EventTrace
 
 NEURONS: dict[str, Callable[[], nn.Module]] = {
@@ -284,3 +286,79 @@ def test_additions_between_layers_of_a_chain_are_still_seen():
     net = spiking.Sequential(spiking.Linear(4, 4), spiking.LIF(), Residual(), spiking.Linear(4, 2))
     trace, _ = recorded(net, [operand("spikes", (3, 2, 4), 2)])
     assert [row.kind for row in trace.layers] == ["linear", "neuron", "linear", "neuron", "add", "linear"]
+
+
+class Branching(nn.Module):
+    """Neurons with two readers, a pooling that runs twice, an addition, a normalisation, and a readout that is given its state."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv2d(2, 3, 3, padding=1), spiking.BatchNorm2d(3), nn.AvgPool2d(2)
+        self.first, self.second, self.out = spiking.LIF(0.5, 0.25), spiking.LIF(0.5, 0.5), spiking.LIF()
+        self.left, self.right = nn.Conv2d(3, 2, 2, bias=bias), nn.Conv2d(3, 2, 2, bias=bias)
+        self.head = spiking.Sequential(spiking.Flatten(), spiking.Linear(2, 4), spiking.LIF(0.5, 0.25))
+        self.last = spiking.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[:2]
+        s = self.first(self.norm(self.conv(x.flatten(0, 1)).unflatten(0, lead)))
+        s = self.second(self.pool(s.flatten(0, 1)).unflatten(0, lead)).flatten(0, 1)
+        y = (self.left(s) + self.right(s)).unflatten(0, lead)
+        y = self.head(self.pool(y.flatten(0, 1)).unflatten(0, lead))
+        return self.out(self.last(y), state=None, return_state=True)[0]
+
+
+CHANGES = ("nothing", "batch", "weights", "zeros", "training", "keeps still", "fails")
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    which=st.sampled_from(["branching", "avg", "max"]),
+    neuron=st.sampled_from([*NEURONS]),
+    passes=st.lists(st.tuples(st.sampled_from(OPERANDS), st.sampled_from(CHANGES)), min_size=2, max_size=5),
+    steps=st.integers(1, 5),
+    apart=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_passes_that_are_like_earlier_ones_are_counted_as_if_they_were_not(
+    which: str, neuron: str, passes: list[tuple[str, str]], steps: int, apart: bool, seed: int
+) -> None:
+    def run() -> EventTrace:
+        torch.manual_seed(seed)
+        net = Branching(True) if which == "branching" else convolutional(which, 2, neuron, True, 0)
+        net.eval()
+        in_eighths(net, seed, False)
+        batch = 2
+        with torch.no_grad(), spiking.record(net) as trace:
+            for i, (kind, change) in enumerate(passes):
+                batch += change == "batch"
+                x = operand(kind, (steps, batch, 2, *(2 * [8 if which == "branching" else 9])), seed + i)
+                x = x[:1].expand_as(x).clone() if change == "keeps still" else x
+                if change == "fails":
+                    x[-1, 0, 0, 0, 0] = float("nan")
+                    with pytest.raises(SpikingError, match="NaN"):
+                        net(x)
+                    continue
+                for p in net.parameters() if change in ("weights", "zeros") else ():
+                    p *= 0.5 if change == "weights" else torch.arange(p.numel()).view(p.shape) % 3 != 0
+                net.train(change == "training")
+                net(x)
+        return trace
+
+    with counted_by_hooks(nn.Module()) if apart and which == "branching" else nullcontext():
+        planned = run()
+        with mock.patch.object(Rows, "ran_again", return_value=False):
+            unplanned = run()
+    assert_same(planned, unplanned)
+
+
+def test_layers_of_steady_passes_take_no_long_way() -> None:
+    x = operand("spikes", (3, 2, 2, 8, 8), 0)
+    for net in (Branching(False).eval(), spiking.Sequential(spiking.Flatten(), spiking.Linear(128, 3), spiking.LIF())):
+        with torch.no_grad(), spiking.record(net) as trace:
+            for _ in range(2):  # in the second pass neurons hear what their readers want to know
+                net(x)
+            before = {row.name: row.counts["in_numel"].sum() for row in trace.layers}
+            with mock.patch.object(Rows, "operand", side_effect=AssertionError("a layer was counted anew")):
+                net(x)
+        assert all(2 * row.counts["in_numel"].sum() == 3 * before[row.name] for row in trace.layers)

@@ -74,7 +74,7 @@ def energy(
         "chips": chips,
         "seed": seed,
     }
-    estimates, refused = _estimates(traces, names, options)
+    estimates, refused = _estimates(traces, names, options, [_accuracy_beside(file) for file in files])
     if html is not None:
         labels = [str(files[traces.index(e.trace)]) for e in estimates] if len(files) == 2 else ()
         report(estimates, html, labels=labels)
@@ -96,8 +96,31 @@ def energy(
             typer.echo(f"{what}: {path}")
 
 
+def _accuracy_beside(file: Path) -> float | None:
+    """The accuracy that a run's metrics.json states, in the folder of its trace; it was measured in the precision of training."""
+    try:
+        metrics = json.loads((file.parent / "metrics.json").read_text(encoding="utf-8"))
+        accuracy = metrics["accuracy"]
+        value = float(accuracy["value"] if isinstance(accuracy, dict) else accuracy)
+    except (OSError, ValueError, KeyError, TypeError):  # a trace need not lie in the folder of a run
+        return None
+    return value if 0 <= value <= 1 else None
+
+
+def _with_accuracy(found: Estimate, accuracy: float | None) -> Estimate:
+    """An estimate that states the accuracy, if that is known at the precision which it prices."""
+    from spiking.hw_models.energy import reprice
+
+    same = found.precision == "fp32" and found.trace.dtype == "float32" and not found.trace.precision
+    return (
+        reprice(found, found.accounting, accuracy)
+        if same and accuracy is not None and found.accuracy is None
+        else found
+    )
+
+
 def _estimates(
-    traces: list[EventTrace], names: list[str], options: dict[str, Any]
+    traces: list[EventTrace], names: list[str], options: dict[str, Any], accuracies: list[float | None]
 ) -> tuple[list[Estimate], dict[str, str]]:
     """Estimates of all traces on each piece of hardware; of several, one that cannot hold the network is left out."""
     from spiking.hw_models import estimate, load
@@ -106,7 +129,9 @@ def _estimates(
     for name in names:
         chip = load(name)
         try:
-            found += [estimate(trace, chip, **options) for trace in traces]
+            found += [
+                _with_accuracy(estimate(trace, chip, **options), known) for trace, known in zip(traces, accuracies)
+            ]
         except SpikingError as err:
             if len(names) == 1:
                 raise

@@ -681,6 +681,22 @@ def test_the_installed_command_ends_with_code_two_and_one_line(file, tmp_path):
     assert re.fullmatch(r"spiking: \S+cut\.h5: this is not a readable trace \(.*\)\. Record it again\.\n", done.stderr)
 
 
+@pytest.mark.parametrize("stated", [{"value": 0.75, "low": 0.7, "high": 0.8}, 0.75])
+def test_the_accuracy_that_a_run_states_is_used(stated, file, tmp_path):
+    trace = tmp_path / "trace.h5"
+    trace.write_bytes(Path(file).read_bytes())
+    assert "W15" in run(str(trace))
+    (tmp_path / "metrics.json").write_text(json.dumps({"accuracy": stated}))
+    for named in (trace, tmp_path):
+        assert "W15" not in run(str(named))
+        assert json.loads(run(str(named), "--json"))["estimates"][0]["accuracy"] == 0.75
+    assert json.loads(run(str(trace), "--accuracy", "0.5", "--json"))["estimates"][0]["accuracy"] == 0.5
+    other = json.loads(run(str(trace), "--precision", "int8", "--json"))  # that accuracy was not measured in it
+    assert other["estimates"][0]["accuracy"] is None
+    (tmp_path / "metrics.json").write_text("[")
+    assert "W15" in run(str(trace))
+
+
 def test_control_characters_do_not_reach_the_terminal(tmp_path, trace):
     bad = EventTrace.merge([trace])
     bad.layers[0].name = "conv\x1b[2J\n0"
