@@ -303,6 +303,11 @@ def _at_once(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None, g: Geo
     return plan.summed(x, bias, limit)
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether x surely holds no infinity and no NaN, which reach a result even through zeros; one sum tells."""
+    return bool(torch.isfinite(x.sum(dtype=state_dtype(x.dtype))))
+
+
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, groups: int) -> Tensor:
     """torch's convolution, in the order of x."""
     return _in_order(tf.conv2d(x, weight, bias, stride, padding, 1, groups), is_last(x))
@@ -418,10 +423,15 @@ def _event_conv2d_backward(
         assert x is not None  # masks without x are left by an event-driven forward pass only
         limit = _NO_LIMIT if driven.mode() == "always" else _training_limit(g, weight)
         spikes = scan(module, x, g, limit) if limit >= 0 else None
-    sparse = module is not None and spikes is not None
+    sparse = module is not None and spikes is not None and is_finite(grad_bias if mask[2] else grad_y)
     grad_x, grad_weight = nothing, nothing
     if mask[0] or (mask[1] and not sparse):
-        given = grad_y.new_empty(1).expand(g.x_shape) if x is None else x
+        if x is not None:
+            given = x
+        elif mask[1] and not sparse:
+            given = _unpacked(masks, g, weight)  # type: ignore[arg-type]
+        else:
+            given = grad_y.new_empty(1).expand(g.x_shape)
         call = (
             None,
             list(stride),
@@ -481,7 +491,8 @@ def _event_conv_pool_backward(
     g = geometry(x_shape, weight, stride, padding, groups)
     module = _module_for(grad_pooled.dtype, weight, grad_pooled.device, g)
     nothing = grad_pooled.new_empty(0)
-    if module is None or _blocks(module, weight, g) is None:
+    finite = is_finite(grad_pooled) and is_finite(grad_moments)
+    if module is None or not finite or _blocks(module, weight, g) is None:
         given = _unpacked(masks, g, weight) if x is None else x
         y = _dense(given, weight, None, stride, padding, groups)
         grad_y = torch.ops.spiking.pool_moments_backward(grad_pooled, grad_moments, y, window)
@@ -543,7 +554,9 @@ def _event_conv_max_backward(
     g = geometry(x_shape, weight, stride, padding, groups)
     nothing = grad_pooled.new_empty(0)
     grad_bias = grad_pooled.sum((0, 2, 3)) if mask[2] else nothing
-    if places.numel() == 0:  # torch's convolution ran
+    if places.numel() == 0 or not is_finite(
+        grad_bias if mask[2] else grad_pooled
+    ):  # torch's convolution ran, or is right alone
         given = (_unpacked(masks, g, weight) if x is None else x).detach().requires_grad_()
         leaf = weight.detach().requires_grad_()
         with torch.enable_grad():
@@ -904,5 +917,6 @@ def _gapless(x: Tensor) -> Tensor:
     return _in_order(x, is_last(x))
 
 
+conv_of_spikes = torch.ops.spiking.event_conv2d
 event_conv_pool = torch.ops.spiking.event_conv_pool
 event_conv_max = torch.ops.spiking.event_conv_max

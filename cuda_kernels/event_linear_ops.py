@@ -316,7 +316,7 @@ def _event_weight_grad(
     threads = backend.threads()
     panels = memory.empty((threads, n, _PANEL), grads.dtype, grads.device)
     grad_weight = memory.empty((outputs, in_features), grads.dtype, grads.device)
-    module.event_weight_grad(
+    finite = module.event_weight_grad(
         grads.data_ptr(),
         *grads.stride(),
         panels.data_ptr(),
@@ -330,7 +330,15 @@ def _event_weight_grad(
         _DTYPES[grads.dtype],
         threads,
     )
+    if not finite:  # infinity and NaN reach the gradient even through zeros
+        return grads.t() @ (_unpacked(bits, in_features, grads.dtype) if rows is None else rows)
     return grad_weight
+
+
+def _unpacked(bits: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    """The rows that bits of ones stand for."""
+    found = (bits.unsqueeze(-1) >> torch.arange(64)) & 1
+    return found.flatten(1)[:, :inputs].to(dtype)
 
 
 def _event_input_grad(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshold: float, reach: float) -> Tensor:

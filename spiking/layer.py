@@ -440,7 +440,7 @@ def _together(layers: list[Any], states: tuple[Any, ...], x: Tensor) -> tuple[An
         if isinstance(second, MaxPool2d):
             return _conv_largest(first, window, x)
         if _learns_averages(first):
-            return _conv_averaged(first, window, x), None, None
+            return _conv_averaged(first, second, window, x), None, None
     if _normalises(first, second, tuple(x.shape), x.dtype):
         pooled, moments = pool_moments(x.flatten(0, 1), _window(second))
         found = pooled.unflatten(0, x.shape[:2]), moments, x.numel() // x.shape[2]
@@ -492,9 +492,20 @@ def _learns_averages(conv: Conv2d) -> bool:
     return learns and conv.stride == (1, 1) and conv.kernel_size != (1, 1)
 
 
-def _conv_averaged(conv: Conv2d, window: int, x: Tensor) -> Tensor:
-    weight, (_, padding, groups) = event_conv_ops.averaged(conv.weight, window), conv.call
-    y = event_conv_ops.conv2d(x.flatten(0, 1), weight, conv.bias, [window, window], padding, groups)
+def _conv_averaged(conv: Conv2d, pool: nn.Module, window: int, x: Tensor) -> Tensor:
+    """Averages of conv(x) as one convolution; where something is not finite, and the sum of a window may be NaN, as two."""
+    images, (_, padding, groups) = x.flatten(0, 1), conv.call
+    weight, steps = event_conv_ops.averaged(conv.weight, window), [window, window]
+    found = event_conv_ops.spikes_for(images, weight, conv.bias, steps, padding, groups)
+    finite = event_conv_ops.is_finite(conv.weight)
+    if not finite or not ((found is not None and found[3].ones) or event_conv_ops.is_finite(images)):
+        return pool(conv(x))
+    if found is None:
+        y = tf.conv2d(images, weight, conv.bias, steps, padding, 1, groups)
+    else:
+        _, images, _, spikes = found
+        call = (spikes.masks, spikes.ones, steps, padding, groups, True)
+        y = event_conv_ops.conv_of_spikes(images, weight, conv.bias, *call)
     return y.unflatten(0, x.shape[:2])
 
 

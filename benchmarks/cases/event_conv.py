@@ -117,6 +117,7 @@ def _worst(shape: Shape, device: str, repeats: int) -> Iterable[Row]:
     weight, bias = (t.to(device) for t in _weights(shape))
     x = (torch.rand(_spikes(shape, 0).shape, generator=torch.Generator().manual_seed(1)) + 0.1).to(device)
     plain, auto = (_layer(kind, shape, weight, bias) for kind in (torch.nn.Conv2d, spiking.Conv2d))
+    plain.weight, plain.bias = auto.weight, auto.bias
     yield from density.worst(NAME, str(shape), {LAYER: lambda: plain(x), AUTO: lambda: auto(x)}, repeats)
 
 

@@ -103,13 +103,25 @@ SPIKING_FN i64 phase_at(const ConvShape& s, i64 phase) {
 
 SPIKING_FN Picture picture_of(const ConvShape& s, i64 index) { return {index / s.groups, index % s.groups}; }
 
-// body(item, thread): items in turn to whoever is free; their results do not depend on who that is.
+// body(item, thread): each thread begins with its own share of the items, and so with the memory that it wrote at the last call, which may
+// be far from another core; who is done takes from the others. Results do not depend on who does an item.
 template <class Body>
 void shared_out(i64 items, int threads, const Body& body) {
 #ifdef _OPENMP
     if (threads > 1 && items > 1) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-        for (i64 item = 0; item < items; ++item) body(item, omp_get_thread_num());
+        constexpr int MOST = 64;
+        struct alignas(64) Share { i64 next, stop; };
+        Share shares[MOST];
+        const int team = threads < MOST ? threads : MOST;
+        for (int k = 0; k < team; ++k) shares[k] = {items * k / team, items * (k + 1) / team};
+#pragma omp parallel num_threads(team)
+        {
+            const int self = omp_get_thread_num();
+            for (int turn = 0; turn < team; ++turn) {
+                Share& share = shares[(self + turn) % team];
+                for (i64 item; (item = __atomic_fetch_add(&share.next, 1, __ATOMIC_RELAXED)) < share.stop;) body(item, self);
+            }
+        }
         return;
     }
 #endif

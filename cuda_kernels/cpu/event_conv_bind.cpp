@@ -20,7 +20,7 @@ namespace {
 using Shape = std::vector<long long>;
 using Addresses = std::vector<uintptr_t>;
 
-constexpr long long WORTH_A_THREAD = 700000;     // sums below which waking a second thread costs more than it saves
+constexpr long long WORTH_A_THREAD = 850000;     // sums (an output costs as much as 40) below which waking a second thread costs more
 
 ConvShape shape_of(const Shape& v) {
     if (v.size() != 14) throw std::invalid_argument("convolution: 14 sizes expected");
@@ -142,7 +142,7 @@ public:
         const long long found = table.count(p);
         if (found < 0 || !p.weights) return found;
         p.ones = found & 1;
-        p.threads = found / 2 * sums + 4 * s.images * s.outputs * s.out_height * s.out_width < WORTH_A_THREAD ? 1 : threads;
+        p.threads = found / 2 * sums + 40 * s.images * s.outputs * s.out_height * s.out_width < WORTH_A_THREAD ? 1 : threads;
         p.scratch = take(p.threads * table.scratch_bytes(p));
         table.forward(p);
         if (static_cast<long long>(scratch.size() + masks.size() * 4) > KEPT) scratch = {}, masks = {};

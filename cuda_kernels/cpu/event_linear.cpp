@@ -201,23 +201,30 @@ void turn(const WeightGradCall& p) {
 }
 
 // Columns of grad_y side by side, as many as are gathered at once: their own stride may be a power of two, and few sets of a cache hold it.
+// Returns whether all are finite.
 template <class W>
-void pack_grads(const WeightGradCall& p, i64 panel, W* to) {
-    const i64 used = used_width(panel, p.outputs), width = padded_width(used);
-    const W* from = static_cast<const W*>(p.grad_y) + panel * PANEL * p.column_stride;
+bool pack_grads(const WeightGradCall& p, i64 panel, W* to) {
+    using Sum = typename Kind<W>::Sum;
+    const i64 used = used_width(panel, p.outputs), width = padded_width(used), step = p.column_stride;
+    const W* from = static_cast<const W*>(p.grad_y) + panel * PANEL * step;
+    Sum odd[PANEL] = {}, total = 0;                  // stays 0: v - v is 0 unless v is infinite or NaN
     for (i64 r = 0; r < p.rows; ++r, from += p.row_stride, to += width) {
-        if (p.column_stride == 1 && used == PANEL) {
+        if (step == 1 && used == PANEL) {
+            for (i64 j = 0; j < PANEL; ++j) odd[j] += widened(from[j]) - widened(from[j]);
             __builtin_memcpy(to, from, PANEL * sizeof(W));
             continue;
         }
-        for (i64 j = 0; j < used; ++j) to[j] = from[j * p.column_stride];
+        for (i64 j = 0; j < used; ++j) odd[j] += widened(from[j * step]) - widened(from[j * step]), to[j] = from[j * step];
         for (i64 j = used; j < width; ++j) to[j] = W{};
     }
+    for (i64 j = 0; j < PANEL; ++j) total += odd[j];
+    return total == Sum(0);
 }
 
 template <class W>
-void weight_grad_all(const WeightGradCall& p) {
+bool weight_grad_all(const WeightGradCall& p) {
     using Sum = typename Kind<W>::Sum;
+    int finite = 1;
     const i64 blocks = (p.inputs + LANES - 1) / LANES;
     shared_out(panels_of(p.outputs) * blocks, p.threads, [&](i64 first, i64 last) {
         alignas(64) Sum zero[PANEL] = {}, out[LANES][PANEL];
@@ -226,7 +233,10 @@ void weight_grad_all(const WeightGradCall& p) {
         for (i64 unit = first; unit < last; ++unit) {
             const i64 panel = unit / blocks, k = unit % blocks * LANES, n = smaller(LANES, p.inputs - k);
             const i64 used = used_width(panel, p.outputs), width = padded_width(used);
-            if (panel != packed) pack_grads(p, packed = panel, grads);
+            if (panel != packed && !pack_grads(p, packed = panel, grads)) {
+                __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
+                return;
+            }
             const Gather<W> run = gather_of<W>(width, p.x == nullptr, false);
             for (i64 i = 0; i < n; ++i) {
                 const W* x = p.x ? static_cast<const W*>(p.x) + k + i : nullptr;
@@ -237,6 +247,7 @@ void weight_grad_all(const WeightGradCall& p) {
                 for (i64 i = 0; i < n; ++i) narrowed(out[i][j], to[j * p.inputs + i]);
         }
     });
+    return finite != 0;
 }
 
 // --- input gradient ---------------------------------------------------------------------------------------------------------------
@@ -379,10 +390,8 @@ void turned_list(const WeightGradCall& p) {
     list_rows(p.turned, (p.rows + 63) / 64, p.rows, p.offsets, p.lists, p.inputs, p.threads);
 }
 
-void weight_grad(const WeightGradCall& p) {
-    if (p.dtype == 0) weight_grad_all<float>(p);
-    else if (p.dtype == 1) weight_grad_all<double>(p);
-    else weight_grad_all<bf16>(p);
+bool weight_grad(const WeightGradCall& p) {
+    return p.dtype == 0 ? weight_grad_all<float>(p) : p.dtype == 1 ? weight_grad_all<double>(p) : weight_grad_all<bf16>(p);
 }
 
 bool input_grad(const InputGradCall& p) {

@@ -73,6 +73,6 @@ struct EventTable {
     bool (*pack)(const PanelCall&);        // whether every weight is finite
     void (*turn)(const WeightGradCall&);   // fills turned and counts
     void (*turned_list)(const WeightGradCall&);
-    void (*weight_grad)(const WeightGradCall&);
+    bool (*weight_grad)(const WeightGradCall&);  // false: grad_y is not finite, grad_weight not complete
     bool (*input_grad)(const InputGradCall&);  // false: gave up
 };

@@ -140,8 +140,8 @@ bool event_panels(uintptr_t weight, Size row_stride, Size column_stride, Size in
     return table.pack(p);
 }
 
-// panels: room for [threads, rows × 64] numbers. x: 0 where every spike is 1.
-void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, uintptr_t panels, uintptr_t bits, uintptr_t x, Size x_stride,
+// panels: room for [threads, rows × 64] numbers. x: 0 where every spike is 1. False: grad_y is not finite, and only the dense product right.
+bool event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, uintptr_t panels, uintptr_t bits, uintptr_t x, Size x_stride,
                        uintptr_t grad_weight, Size rows, Size inputs, Size outputs, int dtype, int threads) {
     const EventTable& table = event_table();
     nb::gil_scoped_release release;
@@ -158,8 +158,9 @@ void event_weight_grad(uintptr_t grad_y, Size row_stride, Size column_stride, ui
     p.lists = room(s.lists, p.offsets[inputs] + SLACK);
     table.turned_list(p);
     p.threads = enough_threads(inputs * outputs, threads);
-    table.weight_grad(p);
+    const bool finite = table.weight_grad(p);
     s.trim();
+    return finite;
 }
 
 // False where more than `most` of the derivatives are not zero: then nothing was computed.

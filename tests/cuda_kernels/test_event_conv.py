@@ -123,6 +123,45 @@ def test_what_is_not_finite_passes_through_as_in_torch(bad):
     torch.testing.assert_close(F.event_conv2d(x, weight, bias, **call), _dense(x, weight, bias, call), equal_nan=True)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("graded", [False, True], ids=["spikes", "graded"])
+@pytest.mark.parametrize("name", ["padded", "strided", "grouped"])
+def test_gradients_that_are_not_finite_pass_through_as_in_torch(name, graded, bad):
+    x, weight, bias, call = _case(name, graded=graded)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    y = F.event_conv2d(*leaves, **call)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
+    grad[0, 0, 1, 0, 0] = grad[-1, -1, 2, -1, 2] = bad
+    wanted = torch.autograd.grad(_dense(*leaves, call), leaves, grad)
+    for found, right in zip(torch.autograd.grad(y, leaves, grad), wanted, strict=True):
+        torch.testing.assert_close(found, right, equal_nan=True, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["input", "weight", "gradient"])
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "normalised"])
+@pytest.mark.parametrize("pool", [spiking.MaxPool2d, spiking.AvgPool2d])
+def test_training_with_what_is_not_finite_is_that_of_torch(pool, norm, where, bad):
+    g = torch.Generator().manual_seed(0)
+    x = (torch.rand(2, 2, 3, 8, 8, generator=g) < 0.3).float()
+    conv, norms = spiking.Conv2d(3, 4, 3, padding=1, bias=False), [spiking.BatchNorm2d(4)] * norm
+    plain = [nn.Conv2d(3, 4, 3, padding=1, bias=False), *[nn.BatchNorm2d(4)] * norm, pool.__base__(2)]
+    if where == "input":
+        x[0, 0, 1, 3, 3] = bad
+    if where == "weight":
+        with torch.no_grad():
+            conv.weight[1, 2, 0, 0] = bad
+    plain[0].load_state_dict(conv.state_dict())
+    y, wanted = spiking.Sequential(conv, *norms, pool(2))(x), nn.Sequential(*plain)(x.flatten(0, 1))
+    grad = torch.randn(wanted.shape, generator=g)
+    if where == "gradient":
+        grad[0, 1, 0, 0] = bad
+    y.flatten(0, 1).backward(grad)
+    wanted.backward(grad)
+    torch.testing.assert_close(y.flatten(0, 1), wanted, equal_nan=True, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(conv.weight.grad, plain[0].weight.grad, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
 def test_threads_levels_and_batch_change_no_bit():
     x, weight, bias, call = _case("tutorial", torch.float32)
     before, results = torch.get_num_threads(), []

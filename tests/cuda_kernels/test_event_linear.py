@@ -242,6 +242,19 @@ def test_the_short_way_is_taken_by_plain_calls_only():
     assert_close(F.event_linear(x, weight, bias), tf.linear(x, weight, bias))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("graded", [False, True], ids=["spikes", "graded"])
+def test_gradients_that_are_not_finite_pass_through_as_in_torch(level, graded, bad):
+    x, weight, bias = case(70, 90, 130, torch.float64)
+    x = x * torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype) if graded else x
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    grad = torch.randn(70, 130, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grad[3, 129] = grad[69, 0] = bad
+    wanted = torch.autograd.grad(tf.linear(*leaves), leaves, grad)
+    for found, right in zip(torch.autograd.grad(F.event_linear(*leaves), leaves, grad), wanted, strict=True):
+        assert_close(found, right, equal_nan=True, rtol=1e-11, atol=1e-11)
+
+
 # Torch citizens
 
 
