@@ -144,7 +144,7 @@ class Folded(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.torchs = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch."))
+        self.torchs: Any = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch."))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.torchs.forward(self.layer, x.flatten(0, 1))

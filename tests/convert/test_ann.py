@@ -235,7 +235,7 @@ def test_compiles_to_events(ann, images):
     x = encode.direct(images, 3).contiguous()
     compiled = spiking.compile_events(net, x, strict=True)
     torch.testing.assert_close(compiled(x), net(x).detach(), rtol=0, atol=1e-4)
-    with pytest.raises(SpikingError, match="ConvertedNet: its layers branch"):
+    with pytest.raises(SpikingError, match=r'ConvertedNet: layer "down_0" takes what "relu" gives'):
         spiking.compile_events(from_ann(Residual().eval(), images, timesteps=2), x)
 
 

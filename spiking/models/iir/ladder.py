@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spiking import checkpoint as ckpt
 from spiking import encode, loss
 from spiking.errors import SpikingError
+from spiking.layer import Dropout
 from spiking.models.iir.energy import price
 from spiking.models.iir.watch import Finding, diagnose, watch
 from spiking.neuron import Neuron
@@ -197,8 +198,8 @@ def reduce_timesteps(
     network = copy.deepcopy(model)
     if settings.dropout is not None:
         for layer in network.modules():
-            if type(layer).__name__ == "Dropout":
-                layer.p = settings.dropout  # type: ignore[assignment]
+            if isinstance(layer, (Dropout, nn.Dropout)):
+                layer.p = settings.dropout
     result = LadderResult([], {})
     for timesteps in steps:
         run = _StageRun(Stage(copy.deepcopy(network), timesteps), settings, folder, resume, display)

@@ -231,7 +231,7 @@ def split(recipe: Recipe, train: Images, test: Images, place: str = "images") ->
         train, test = (_some(part, n, rng) for part, n in ((train, recipe.limit), (test, max(1, recipe.limit // 5))))
     mean, std = statistics(train.kind, train.images)
     natural = train.kind.startswith("cifar") or train.kind == "pictures"
-    varied = {"crop": 4, "flip": True} if natural else {}
+    crop = 4 if natural else 0
     whole = ImageBatches(
         train.images,
         train.labels,
@@ -239,7 +239,8 @@ def split(recipe: Recipe, train: Images, test: Images, place: str = "images") ->
         mean,
         std,
         seed=recipe.train.seed,
-        **varied,  # type: ignore[arg-type]
+        crop=crop,
+        flip=natural,
     )
     chosen, held_out = hold_out(train.labels, recipe.validation, recipe.train.seed)
     part = whole.subset(chosen)
@@ -284,7 +285,7 @@ def build(recipe: Recipe, shape: tuple[int, int, int], classes: int) -> nn.Modul
     return VGG(*sizes, **common)
 
 
-def _spiking_twin(recipe: Recipe, data: Data, timesteps: int) -> SpikingNet:
+def _spiking_twin(recipe: Recipe, data: Data, timesteps: int) -> SpikingVGG | SpikingResNet:
     common: dict[str, Any] = {"bias": recipe.batch_norm, "dropout": recipe.dropout, "timesteps": timesteps}
     sizes = (recipe.network, len(data.classes), data.shape[0], data.shape[1], recipe.width)
     if recipe.network.startswith("resnet"):
@@ -451,7 +452,7 @@ def _latencies(ann: nn.Module, results: dict[str, LadderResult], data: Data, rep
 def _save_model(network: nn.Module, recipe: Recipe, data: Data, out: Path, stage: StageReport) -> None:
     twin = _spiking_twin(recipe, data, stage.timesteps)
     twin.load_state_dict(network.state_dict())
-    twin.save_pretrained(  # type: ignore[operator]
+    twin.save_pretrained(
         out / "model",
         model_card_kwargs={
             "title": f"Image classifier of {stage.timesteps} time step{'s' * (stage.timesteps != 1)}",
