@@ -68,3 +68,25 @@ def _pairs(
     own = draws.seed_of(seed, f"lsm/{stream}")
     plus, minus = (forming.conductance(voltage, own, 2 * index + side) for side in (0, 1))
     return (plus - minus) * MICRO
+
+
+def receptive_fields(channels: int, height: int, width: int, n: int, size: int, seed: int) -> Tensor:
+    """Which inputs each of n neurons sees, 0 or 1, [n, channels·height·width]: a square of `size` pixels anywhere, in all channels.
+
+    Errors: SpikingError for squares larger than the image.
+
+    >>> receptive_fields(2, 8, 8, 5, 3, 0).sum(1).tolist()
+    [18.0, 18.0, 18.0, 18.0, 18.0]
+    """
+    if not 1 <= size <= min(height, width):
+        raise SpikingError(
+            f"receptive_fields: got a size of {size} in {height} by {width} pixels; expected 1 to fit in."
+        )
+    index = torch.arange(n)
+    top, left = (
+        (draws.uniform(seed, f"lsm/field/{axis}", index) * (side - size + 1)).long()[:, None]
+        for axis, side in (("y", height), ("x", width))
+    )
+    rows, columns = ((torch.arange(side) - start) for side, start in ((height, top), (width, left)))
+    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
+    return inside[:, None].expand(n, channels, height, width).reshape(n, -1).float()
