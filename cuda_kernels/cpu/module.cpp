@@ -19,6 +19,7 @@ void bind_event_conv(nb::module_& m);
 void bind_event_linear(nb::module_& m);
 void bind_neuron(nb::module_& m);
 void bind_pool(nb::module_& m);
+void bind_wkv(nb::module_& m);
 
 namespace {
 
@@ -78,4 +79,5 @@ NB_MODULE(_cpu, m) {
     bind_event_linear(m);
     bind_neuron(m);
     bind_pool(m);
+    bind_wkv(m);
 }
