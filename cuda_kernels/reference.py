@@ -1,4 +1,4 @@
-"""The integrate-and-fire family in plain torch: the oracle that every kernel must match, and the fallback where no kernel can run.
+"""The integrate-and-fire family, and WKV, in plain torch: the oracle that every kernel must match, and the fallback without kernels.
 
 Autograd differentiates these loops; only the spike itself has a hand-written backward (the surrogate). No tricks, no early exits.
 State tensors are `[S, B, *]` with rows v, then i (CuBa) or b (adaptive), then the refractory steps left where `refractory > 0`.
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Rule", "reservoir", "run", "spike"]
+__all__ = ["WKV_REST", "Rule", "reservoir", "run", "spike", "wkv"]
+
+WKV_REST = -1e38  # the exponent of an empty past; equals WKV_REST in include/wkv.h (tested)
 
 
 @dataclass(frozen=True)
@@ -141,3 +143,21 @@ def reservoir(
         empty = x.new_empty((0, *u.shape))
         return empty, empty
     return torch.stack(spikes), torch.stack(membranes)
+
+
+def wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """RWKV-4's WKV: w, u [C], k, v [T, B, C], state [3, B, C] -> (y [T, B, C], last state).
+
+    Rows of the state: p, q and the exponent o that scales them. Exponents are only scales: no gradient flows through them.
+    """
+    p, q, o = state.unbind(0)
+    outputs = []
+    for k_t, v_t in zip(k.to(state.dtype).unbind(0), v.to(state.dtype).unbind(0)):
+        top = torch.maximum(o, u + k_t).detach()
+        a, b = torch.exp(o.detach() - top), torch.exp(u + k_t - top)
+        outputs.append((a * p + b * v_t) / (a * q + b))
+        top = torch.maximum(w + o, k_t).detach()
+        a, b = torch.exp(w + o.detach() - top), torch.exp(k_t - top)
+        p, q, o = a * p + b * v_t, a * q + b, top
+    y = torch.stack(outputs).to(k.dtype) if outputs else k * v  # empty, and still part of the graph
+    return y, torch.stack([p, q, o.detach()])

@@ -1,6 +1,6 @@
-"""Pure functions on tensors: integrate-and-fire neurons over whole sequences. They keep no state and choose no backend.
+"""Pure functions on tensors: integrate-and-fire neurons and WKV over whole sequences. They keep no state and choose no backend.
 
-All of them run the same step (the membrane of `LIF`), differing in what drives it and in its threshold. `beta`, `threshold` and
+All neurons run the same step (the membrane of `LIF`), differing in what drives it and in its threshold. `beta`, `threshold` and
 `beta_syn` are numbers or tensors of shape (), [C] (C = x.shape[2]) or x.shape[2:]; gradients flow to x, the initial state and these.
 
 >>> import torch
@@ -12,12 +12,12 @@ All of them run the same step (the membrane of `LIF`), differing in what drives 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from spiking.cuda_kernels import event_conv_ops, event_linear_ops, ops, pool_integrate_ops
+from spiking.cuda_kernels import event_conv_ops, event_linear_ops, ops, pool_integrate_ops, wkv_ops
 from spiking.cuda_kernels.driven import event_driven
 from spiking.cuda_kernels.reference import Rule
 
@@ -28,6 +28,7 @@ __all__ = [
     "Reset",
     "Save",
     "Tie",
+    "WKVState",
     "adaptive_lif",
     "cuba_lif",
     "event_conv2d",
@@ -35,6 +36,7 @@ __all__ = [
     "event_linear",
     "integrate",
     "lif",
+    "wkv",
 ]
 
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
@@ -175,6 +177,83 @@ def adaptive_lif(
     check_rule("adaptive_lif", rule)
     s, last = integrate("adaptive_lif", x, _pair(x, v0, threshold_shift0, v_leak), rule, beta, threshold)
     return s, (last[0], last[1])
+
+
+class WKVState(NamedTuple):
+    """What `wkv` remembers of the past, three tensors [B, C]: the sums P = p·exp(o) and Q = q·exp(o)."""
+
+    p: Tensor
+    q: Tensor
+    o: Tensor
+
+
+def wkv(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, Tensor, Tensor] | None = None
+) -> tuple[Tensor, WKVState]:
+    """Average values over the past, each weighed by its key and by how long ago it was: the attention of RWKV-4 and SpikeGPT.
+
+        y[t] = (P[t] + exp(u + k[t])·v[t]) / (Q[t] + exp(u + k[t]))
+        P[t+1] = exp(w)·P[t] + exp(k[t])·v[t];   Q[t+1] = exp(w)·Q[t] + exp(k[t])
+
+    w is minus the decay rate of a channel (models store its logarithm: w = -exp(time_decay)), u the bonus of the present step. A
+    sequence may be cut anywhere: training on whole sequences, on chunks, and one step at a time are this function. Safe for any
+    finite k, since no exponent exceeds 0; time and memory are linear in T.
+
+    Shapes: w, u [C]; k, v [T, B, C] -> y [T, B, C], state (p, q, o) of [B, C] each; None means an empty past.
+    Dtype: y as k (float32, float64, bfloat16, float16); w, u and the state in float32, or in float64 where k is.
+    Gradient: exact, through the state too; o is only a scale, held constant. Kept for the backward: k, v, and the state at every 16 steps.
+    Errors: SpikingError for shapes, dtypes or devices that do not fit.
+    Source: Peng et al. 2023 (arXiv 2305.13048), equations 19-22; Zhu et al. 2023 (arXiv 2302.13939).   Oracle: cuda_kernels/reference.py.
+
+    >>> k, v = torch.zeros(3, 1, 1), torch.tensor([1.0, 2.0, 6.0]).reshape(3, 1, 1)
+    >>> y, state = wkv(torch.tensor([-0.0]), torch.tensor([0.0]), k, v)  # no decay, no bonus: a running mean
+    >>> y.flatten().tolist()
+    [1.0, 1.5, 3.0]
+    """
+    dtype = _check_wkv(w, u, k, v, state)
+    given = None if state is None else torch.stack([row.to(dtype) for row in state])
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (w, u, k, v, given))
+    y, last, _ = wkv_ops.wkv(w.to(dtype), u.to(dtype), k, v, given, learns)
+    p, q, o = last.unbind(0)
+    return y, WKVState(p, q, o.detach())
+
+
+def _check_wkv(w: Any, u: Any, k: Any, v: Any, state: Any) -> torch.dtype:
+    """The dtype of the state."""
+    for name, tensor in (("w", w), ("u", u), ("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise SpikingError(f"wkv.{name}: got {_kind_of(tensor)}; expected a tensor of a floating dtype.")
+    if k.dim() != 3 or k.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise SpikingError(f"wkv.k: got {_kind_of(k)}; expected [T, B, C] in float32, float64, bfloat16 or float16.")
+    if v.shape != k.shape or v.dtype != k.dtype or v.device != k.device:
+        raise SpikingError(
+            f"wkv.v: got {_kind_of(v)} on {v.device}; expected {_kind_of(k)} on {k.device}, as the keys. Convert one of them."
+        )
+    for name, tensor in (("w", w), ("u", u)):
+        if tensor.shape != k.shape[2:] or tensor.device != k.device:
+            raise SpikingError(
+                f"wkv.{name}: got shape {list(tensor.shape)} on {tensor.device} beside keys {list(k.shape)}; "
+                f"expected [{k.shape[2]}] on {k.device}, one number for each channel."
+            )
+    if state is not None:
+        rows = list(state) if isinstance(state, tuple) else []
+        if len(rows) != 3 or not all(
+            isinstance(r, Tensor) and r.shape == k.shape[1:] and r.device == k.device for r in rows
+        ):
+            found = [list(r.shape) if isinstance(r, Tensor) else type(r).__name__ for r in rows] or type(state).__name__
+            raise SpikingError(
+                f"wkv.state: got {found}; expected (p, q, o) of {list(k.shape[1:])} each on {k.device}, as wkv returns it. "
+                "Use state=None for an empty past."
+            )
+    return ops.state_dtype(k.dtype)
+
+
+def _kind_of(given: Any) -> str:
+    return (
+        f"{given.dtype} {list(given.shape)}"
+        if isinstance(given, Tensor)
+        else f"an input of type {type(given).__name__}"
+    )
 
 
 def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from spiking.benchmarks import density, event_cuda, peers, training_step
-from spiking.benchmarks.cases import estimate, event_conv, event_linear, lif, train_conv, train_mlp
+from spiking.benchmarks.cases import estimate, event_conv, event_linear, lif, train_conv, train_mlp, wkv
 from spiking.benchmarks.run import Row, draw, run
 from spiking.cuda_kernels import event_conv_ops, event_linear_ops
 from torch.testing import assert_close
@@ -38,6 +38,14 @@ def test_the_estimate_case_prices_every_chip_and_states_the_peak():
     assert rows[estimate.ALL].median >= rows["loihi"].median > 0
     (line,) = estimate.summary([*rows.values()])
     assert f"{len(hw_models.available())} chips, peak " in line
+
+
+def test_the_wkv_case_compares_with_a_loop_and_the_memory():
+    rows = list(wkv.rows(quick=True, device="cpu"))
+    assert {row.what for row in rows} == {wkv.OURS, wkv.LOOP, wkv.FLOOR}
+    forward, both = wkv.summary(rows)
+    assert forward.startswith("T=128 B=2 C=32 forward: ")
+    assert f"× as fast as {wkv.LOOP}" in both
 
 
 def test_views_and_the_input_are_not_counted_twice():

@@ -21,6 +21,7 @@ void bind_event_linear(nb::module_& m);
 void bind_neuron(nb::module_& m);
 void bind_pool(nb::module_& m);
 void bind_reservoir(nb::module_& m);
+void bind_wkv(nb::module_& m);
 
 namespace {
 
@@ -82,4 +83,5 @@ NB_MODULE(_cpu, m) {
     bind_neuron(m);
     bind_pool(m);
     bind_reservoir(m);
+    bind_wkv(m);
 }

@@ -9,6 +9,9 @@ namespace SPIKING_NS {
 
 constexpr int THREADS = 128;   // most threads of a block; a power of two
 
+// Blocks that share a processor at least: bounds the registers of a thread to 96, of a float64 thread to 128.
+template <class T> constexpr int BLOCKS = sizeof(T) == 8 ? 4 : 5;
+
 template <class E, int width> struct alignas(sizeof(E) * width) Pack { E at[width]; };
 
 template <class E, class T, int width>

@@ -1,4 +1,4 @@
-"""neuron.cu or event.cu -> machine code through NVRTC, called directly: no driver, no GPU and no CUDA toolkit needed; kept on disk.
+"""A CUDA source -> machine code through NVRTC, called directly: no driver, no GPU and no CUDA toolkit needed; kept on disk.
 
 NVRTC comes with torch's CUDA builds, with `pip install nvidia-cuda-nvrtc`, or with a CUDA toolkit.
 """

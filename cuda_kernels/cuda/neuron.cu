@@ -7,9 +7,6 @@
 
 namespace SPIKING_NS {
 
-// Blocks that share a processor at least: bounds the registers of a thread to 96, of a float64 thread to 128.
-template <class T> constexpr int BLOCKS = sizeof(T) == 8 ? 4 : 5;
-
 template <Kind kind, Reset reset, Flags flags, class IO, int save, int width, class T = typename StateOf<IO>::type>
 __global__ void __launch_bounds__(THREADS, BLOCKS<T>) neuron_forward(
     const IO* __restrict__ x, const T* __restrict__ state0, const T* __restrict__ params, IO* __restrict__ s, T* __restrict__ state1,

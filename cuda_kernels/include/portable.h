@@ -67,10 +67,8 @@ SPIKING_FN f16 narrow_f16(float f) {                     // round to nearest eve
     return f16{u16(sign | value)};
 }
 
-// exp on [-87, 88] to about 1 ulp (float) and 1e-15 (double), the same operations on every machine.
-SPIKING_FN float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
+// exp to about 1 ulp (float) and 1e-15 (double), the same operations on every machine; x must lie in [-87, 88] ([-700, 700]).
+SPIKING_FN float exponential_within(float x) {
     const float shifted = x * 1.44269504088896341f + 12582912.0f;        // 1.5·2^23: rounds to an integer
     const float k = shifted - 12582912.0f;
     const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
@@ -84,9 +82,7 @@ SPIKING_FN float exponential(float x) {
     return p * bits<float>((bits<u32>(shifted) + 127u) << 23);           // the low bits of `shifted` hold k
 }
 
-SPIKING_FN double exponential(double x) {
-    x = x < -700.0 ? -700.0 : x;
-    x = x > 700.0 ? 700.0 : x;
+SPIKING_FN double exponential_within(double x) {
     const double shifted = x * 1.4426950408889634074 + 6755399441055744.0;
     const double k = shifted - 6755399441055744.0;
     const double r = (x - k * 6.93145751953125e-1) - k * 1.42860682030941723212e-6;
@@ -104,6 +100,17 @@ SPIKING_FN double exponential(double x) {
     p = p * r + 0.5;
     p = p * r * r + r + 1.0;
     return p * bits<double>((bits<u64>(shifted) + 1023ull) << 52);
+}
+
+// For every x: held at the ends of that range.
+SPIKING_FN float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    return exponential_within(x > 88.0f ? 88.0f : x);
+}
+
+SPIKING_FN double exponential(double x) {
+    x = x < -700.0 ? -700.0 : x;
+    return exponential_within(x > 700.0 ? 700.0 : x);
 }
 
 }  // namespace SPIKING_NS

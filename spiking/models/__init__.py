@@ -3,5 +3,14 @@
 from spiking.models.iir import SpikingResNet, SpikingVGG
 from spiking.models.lsm import LiquidStateMachine
 from spiking.models.nmnist import NMNISTConfig, NMNISTNet
+from spiking.models.spikegpt import SpikeGPT, SpikeGPTConfig
 
-__all__ = ["LiquidStateMachine", "NMNISTConfig", "NMNISTNet", "SpikingResNet", "SpikingVGG"]
+__all__ = [
+    "LiquidStateMachine",
+    "NMNISTConfig",
+    "NMNISTNet",
+    "SpikeGPT",
+    "SpikeGPTConfig",
+    "SpikingResNet",
+    "SpikingVGG",
+]

@@ -9,7 +9,7 @@ out="$(mktemp -d)"
 trap 'rm -rf "$out"' EXIT
 flags=(-std=c++17 -O1 -g -ffp-contract=off -fno-omit-frame-pointer -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all
        -I"$root/cuda_kernels/include" -I"$root/cuda_kernels/cpu")
-declare -A kernels=([neuron]=neuron [linear]=event_linear [conv]=event_conv [count]=count [engine]=engine)
+declare -A kernels=([neuron]=neuron [linear]=event_linear [conv]=event_conv [count]=count [engine]=engine [wkv]=wkv)
 levels=(base)
 if grep -qw avx512vl /proc/cpuinfo; then levels+=(v4); elif grep -qw avx2 /proc/cpuinfo; then levels+=(v3); fi
 

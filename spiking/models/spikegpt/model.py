@@ -1,0 +1,297 @@
+"""The network: tokens [B, T] and a state in, logits [B, T, V] and the state out; time-major [T, B, C] inside.
+
+    x = H(E[token])                                 a binary embedding; H is the step
+    x = x + LIF(TimeMix(norm(x)))                   placement "post"; "pre": x + TimeMix(LIF(norm(x)))
+    x = x + LIF(ChannelMix(norm(x)))
+    logits = W_head·norm(x)
+
+Names of parameters are those of the authors' code. One token is one time step of every neuron.
+Source: Zhu et al. 2023 (arXiv 2302.13939), section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as tf
+
+from spiking import functional as F
+from spiking.cuda_kernels import reference
+from spiking.errors import SpikingError
+from spiking.layer import Linear
+from spiking.models.spikegpt import start
+from spiking.models.spikegpt.config import SpikeGPTConfig
+from spiking.neuron import LIF, LIFState
+from spiking.surrogate import ATan
+
+__all__ = ["STATE_ROWS", "Block", "ChannelMix", "SpikeGPT", "TimeMix", "language_loss"]
+
+STATE_ROWS = ("time_x", "p", "q", "o", "channel_x", "time_v", "channel_v", "activation_v")
+_GREATEST_DECAY = 80.0  # exp of more is no float32
+
+
+def _neuron(config: SpikeGPTConfig) -> LIF | None:
+    if not config.spiking:
+        return None
+    surrogate = ATan(alpha=config.surrogate_alpha)
+    return LIF(
+        config.beta, config.threshold, "zero", surrogate, decay_input=True, detach_reset=config.detach_reset
+    )  # fmt: skip
+
+
+def _fire(neuron: LIF | None, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Spikes and the last membrane; x itself in a network without neurons."""
+    if neuron is None:
+        return x, v
+    spikes, state = neuron(x, state=LIFState(v), return_state=True)
+    return spikes, state.v
+
+
+def _shifted(x: Tensor, before: Tensor) -> Tensor:
+    """x of the step before; `before` [B, C] stands before the first."""
+    return torch.cat([before.to(x.dtype).unsqueeze(0), x[:-1]])
+
+
+def _mixed(layer: Linear, mix: Tensor, x: Tensor, before: Tensor, spikes: bool) -> Tensor:
+    """W·(mix·x[t] + (1 - mix)·x[t-1]); of spikes as two products, (W·mix)·x[t] and (W·(1 - mix))·x[t-1], with binary operands."""
+    if not spikes:
+        return layer(mix * x + (1 - mix) * before)
+    share = mix.reshape(-1)
+    return F.event_linear(x, layer.weight * share) + F.event_linear(before, layer.weight * (1 - share))
+
+
+class TimeMix(nn.Module):
+    """Attention by recurrence: keys, values and gates of this step and the one before, averaged over the past by `functional.wkv`.
+
+        k, v, r = W_k·mix_k(x), W_v·mix_v(x), sigmoid(W_r·mix_r(x));   out = W_o·(r·wkv(k, v))
+
+    Shapes: x [T, B, C], x_before [B, C], past (p, q, o) of [B, C] -> out [T, B, C], the last past.   `spikes`: x holds spikes only.
+
+    >>> layer = TimeMix(8, layer=0, n_layer=1)
+    >>> out, past = layer(torch.randn(5, 2, 8), torch.zeros(2, 8))
+    >>> out.shape, past.p.shape
+    (torch.Size([5, 2, 8]), torch.Size([2, 8]))
+    """
+
+    def __init__(self, channels: int, layer: int, n_layer: int) -> None:
+        super().__init__()
+        mix, dtype = start.mixes(channels, layer, n_layer), torch.get_default_dtype()
+        self.time_decay = nn.Parameter(start.time_decay(channels, layer / max(1, n_layer - 1)).to(dtype))
+        self.time_first = nn.Parameter(start.time_first(channels).to(dtype))
+        self.time_mix_k, self.time_mix_v, self.time_mix_r = (nn.Parameter(mix[n].to(dtype)) for n in "kvr")
+        self.key, self.value, self.receptance, self.output = (Linear(channels, channels, bias=False) for _ in range(4))
+
+    def forward(
+        self, x: Tensor, x_before: Tensor, past: tuple[Tensor, Tensor, Tensor] | None = None, spikes: bool = False
+    ) -> tuple[Tensor, F.WKVState]:
+        before = _shifted(x, x_before)
+        k = _mixed(self.key, self.time_mix_k, x, before, spikes)
+        v = _mixed(self.value, self.time_mix_v, x, before, spikes)
+        r = torch.sigmoid(_mixed(self.receptance, self.time_mix_r, x, before, spikes))
+        y, last = F.wkv(-torch.exp(self.time_decay.clamp(max=_GREATEST_DECAY)), self.time_first, k, v, past)
+        return self.output(r * y), last
+
+
+class ChannelMix(nn.Module):
+    """The gated feed-forward: four times as wide inside.
+
+        out = sigmoid(W_r·mix_r(x)) · W_v·relu(W_k·mix_k(x))²;   with a neuron: W_v·LIF(W_k·mix_k(x))
+
+    Shapes: x [T, B, C], x_before [B, C], v [B, 4 C] (membranes of the neuron) -> out [T, B, C], the last membranes.
+
+    >>> layer = ChannelMix(8, layer=0, n_layer=1)
+    >>> layer(torch.randn(5, 2, 8), torch.zeros(2, 8), torch.zeros(2, 32))[0].shape
+    torch.Size([5, 2, 8])
+    """
+
+    def __init__(self, channels: int, layer: int, n_layer: int, neuron: LIF | None = None) -> None:
+        super().__init__()
+        key = start.mixes(channels, layer, n_layer)["k"].to(torch.get_default_dtype())
+        self.time_mix_k, self.time_mix_r = nn.Parameter(key), nn.Parameter(key.clone())
+        self.key = Linear(channels, 4 * channels, bias=False)
+        self.receptance = Linear(channels, channels, bias=False)
+        self.value = Linear(4 * channels, channels, bias=False)
+        self.neuron = neuron
+
+    def forward(self, x: Tensor, x_before: Tensor, v: Tensor, spikes: bool = False) -> tuple[Tensor, Tensor]:
+        before = _shifted(x, x_before)
+        k = _mixed(self.key, self.time_mix_k, x, before, spikes)
+        if self.neuron is None:
+            k = torch.relu(k) ** 2
+        else:
+            k, v = _fire(self.neuron, k, v)
+        return torch.sigmoid(_mixed(self.receptance, self.time_mix_r, x, before, spikes)) * self.value(k), v
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each with its norm and its neurons, added to the stream.
+
+    Shapes: x [T, B, C], state [11, B, C] (the rows of STATE_ROWS; activation_v takes four) -> both again.
+    """
+
+    def __init__(self, config: SpikeGPTConfig, layer: int) -> None:
+        super().__init__()
+        channels, place = config.n_embd, (config.n_embd, layer, config.n_layer)
+        self.pre = config.placement == "pre" and config.spiking
+        self.ln1, self.ln2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        if layer == 0:
+            self.ln0 = nn.LayerNorm(channels)
+        self.first = layer == 0
+        if layer == 0 and config.ffn_pre:
+            self.ffnPre = ChannelMix(*place)
+        else:
+            self.att = TimeMix(*place)
+        own = _neuron(config) if config.activation == "spike" else None
+        self.ffn = ChannelMix(*place, own)
+        self.lif1, self.lif2 = _neuron(config), _neuron(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        time_x, p, q, o, channel_x, time_v, channel_v = state[:7].unbind(0)
+        inside = state[7:].transpose(0, 1).flatten(1)
+        if self.first:
+            x = self.ln0(x)
+        norm = self.ln1(x)
+        if self.pre:
+            norm, time_v = _fire(self.lif1, norm, time_v)
+        out, (p, q, o) = self._attend(norm, time_x, (p, q, o))
+        if not self.pre:
+            out, time_v = _fire(self.lif1, out, time_v)
+        x, time_x = x + out, norm[-1].to(state.dtype)
+        norm = self.ln2(x)
+        if self.pre:
+            norm, channel_v = _fire(self.lif2, norm, channel_v)
+        out, inside = self.ffn(norm, channel_x, inside, self.pre)
+        if not self.pre:
+            out, channel_v = _fire(self.lif2, out, channel_v)
+        x, channel_x = self.dropout(x + out), norm[-1].to(state.dtype)
+        rows = torch.stack([time_x, p, q, o, channel_x, time_v, channel_v])
+        return x, torch.cat([rows, inside.unflatten(1, (4, -1)).transpose(0, 1)])
+
+    def _attend(self, x: Tensor, before: Tensor, past: Any) -> tuple[Tensor, Any]:
+        if hasattr(self, "att"):
+            return self.att(x, before, past, self.pre)
+        return self.ffnPre(x, before, x.new_empty(0), self.pre)[0], past
+
+
+class SpikeGPT(nn.Module):
+    """A spiking language model whose cost per token does not grow with the text before it.
+
+    Shapes: tokens [B, T] (int64) -> logits [B, T, V], state [n_layer, 11, B, C]. The state is one tensor: clone, detach, index its
+    batch with state[:, :, i], or save it as any other. None begins a text. A text at once, in chunks, or token by token gives the
+    same logits.
+    Errors: SpikingError for tokens outside the vocabulary or a state of another model.
+    Source: Zhu et al. 2023 (arXiv 2302.13939).
+
+    >>> lm = SpikeGPT(SpikeGPTConfig(vocab_size=10, n_layer=2, n_embd=16))
+    >>> logits, state = lm(torch.tensor([[1, 2, 3]]))
+    >>> following, state = lm(torch.tensor([[4]]), state)
+    >>> logits.shape, following.shape
+    (torch.Size([1, 3, 10]), torch.Size([1, 1, 10]))
+    """
+
+    def __init__(self, config: SpikeGPTConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SpikeGPTConfig()
+        self.emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_out = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.init == "firing":
+            nn.init.normal_(self.head.weight, std=0.01)  # logits near zero: the first loss is ln V
+            if config.spiking:
+                self._fire_from_the_start()
+
+    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = self._checked(tokens, state)
+        x = self.embed(tokens)
+        rows = []
+        for block, row in zip(self.blocks, state.unbind(0)):
+            x, after = block(x, row)
+            rows.append(after)
+        return self.head(self.ln_out(x)).transpose(0, 1), torch.stack(rows)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What enters the first block, [T, B, C]: spikes, with the surrogate's gradient to the embedding."""
+        e = self.emb(tokens.t())
+        if not (self.config.spiking and self.config.binary_embedding):
+            return e
+        return reference.spike(e, reference.Rule(ATan(alpha=self.config.surrogate_alpha)))
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The state before a text: nothing remembered, all membranes at rest."""
+        weight = self.emb.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        shape = (self.config.n_layer, 11, batch, self.config.n_embd)
+        state = torch.zeros(shape, dtype=dtype, device=weight.device)
+        state[:, STATE_ROWS.index("o")] = reference.WKV_REST
+        return state
+
+    def _checked(self, tokens: Tensor, state: Tensor | None) -> Tensor:
+        if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.dtype != torch.int64 or tokens.shape[1] < 1:
+            found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise SpikingError(f"SpikeGPT: got tokens {found}; expected int64 [B, T] with at least one step.")
+        if tokens.numel() and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in tokens.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                raise SpikingError(
+                    f"SpikeGPT: got token {low if low < 0 else high}; expected 0 to {self.config.vocab_size - 1}. "
+                    "Use the tokenizer that the model was trained with."
+                )
+        if state is None:
+            return self.initial_state(len(tokens))
+        expected = (self.config.n_layer, 11, len(tokens), self.config.n_embd)
+        if not isinstance(state, Tensor) or tuple(state.shape) != expected:
+            found = str(list(state.shape)) if isinstance(state, Tensor) else type(state).__name__
+            raise SpikingError(
+                f"SpikeGPT: got a state of {found}; expected {list(expected)}, as this model returns it for {len(tokens)} texts. "
+                "Use state=None to begin a text."
+            )
+        return state
+
+    @torch.no_grad()
+    def _fire_from_the_start(self) -> None:
+        """Scale the branches, first block first, so that their neurons fire at start.RATE on random tokens."""
+        if self.config.placement == "pre":
+            for block in (
+                self.blocks
+            ):  # a normalised current rarely reaches twice the threshold, which is what a single step needs
+                for norm in (block.ln1, block.ln2):
+                    nn.init.constant_(norm.weight, 3.0)
+        tokens = torch.randint(self.config.vocab_size, (4, 64), device=self.emb.weight.device)
+        x, state = self.embed(tokens), self.initial_state(4)
+
+        for block, row in zip(self.blocks, state.unbind(0)):
+            dropout, block.dropout.p = block.dropout.p, 0.0
+            if self.config.placement == "post":
+                branches = [(block.lif1, (block.att.output if hasattr(block, "att") else block.ffnPre.value).weight)]
+                for neuron, weight in [*branches, (block.lif2, block.ffn.value.weight)]:
+                    weight.mul_(_scale_of(block, neuron, x, row))
+            x, _ = block(x, row)
+            block.dropout.p = dropout
+
+
+def _scale_of(block: Block, neuron: LIF, x: Tensor, row: Tensor) -> float:
+    """The factor by which to drive a neuron of a block stronger."""
+    driven: list[Tensor] = []
+    handle = neuron.register_forward_pre_hook(lambda module, given: driven.append(given[0]))
+    block(x, row)
+    handle.remove()
+    return start.scale_to_fire(lambda factor: neuron(driven[0] * factor).mean().item())
+
+
+def language_loss(logits: Tensor, targets: Tensor, damper: float = 1e-4) -> Tensor:
+    """The mean cross-entropy over all positions, with a term that keeps the largest logit small.
+
+        mean(CE) + damper/2 · mean(max_V(logits)²)
+
+    The damper's gradient is that of RWKV's L2Wrap, but it scales with the loss. Shapes: logits [B, T, V], targets [B, T].
+    Units: nats.   Source: the authors' code; arXiv 2305.13048.
+
+    >>> round(language_loss(torch.zeros(1, 2, 10), torch.tensor([[3, 4]])).item(), 4)  # ln 10
+    2.3026
+    """
+    loss = tf.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return loss + 0.5 * damper * logits.amax(-1).square().mean() if damper else loss
