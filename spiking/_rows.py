@@ -139,9 +139,9 @@ class Rows:
         self._add_operand(done, steps, counts, seq)
         if source is not None and fans.reach is not None and self._may_run_again(steps, source):
             constants = {"in_numel": math.prod(seq.shape[1:]), "bias_adds": row.bias * row.n_outputs * self.run.batch}
-            kind = ReadsNeurons if from_neurons else ReadsTensor if known is None else ReadsCounted
-            plan = kind(done, source, constants, layer.weight, fans.uniform, self._reach(fans, done, from_neurons))
-            if kind is not ReadsCounted or fans.uniform is not None:
+            reads = ReadsNeurons if from_neurons else ReadsTensor if known is None else ReadsCounted
+            plan = reads(done, source, constants, layer.weight, fans.uniform, self._reach(fans, done, from_neurons))
+            if reads is not ReadsCounted or fans.uniform is not None:
                 self._plan(plan)
         if not from_neurons:
             self._note_events(done, steps, seq)
@@ -210,8 +210,9 @@ class Rows:
             uniform = low if low == high and not sparse else None
             magnitudes = counters.row_magnitudes(layer)
             narrow = counting.narrow(stored)
-            fits = narrow is not None and int(stored.sum()) < _LARGEST_SUM
-            reach = Reach(narrow, nonzero.int() if sparse else None) if fits else None
+            reach = None
+            if narrow is not None and int(stored.sum()) < _LARGEST_SUM:
+                reach = Reach(narrow, nonzero.int() if sparse else None)
             found = Fans(stored, nonzero, uniform, reach, int(stored.sum()), w_nnz, mean, largest, magnitudes)
             self._fans[key] = (now, found)
         return self._fans[key][1]

@@ -50,6 +50,7 @@ ROWS = (
 LEAVES = {"errors", "surrogate"}  # anybody may import them; they import nothing of ours but each other
 PARTS = {
     "_recorder": "trace",
+    "_again": "trace",
     "_forward_pass": "trace",
     "_operations": "trace",
     "_rows": "trace",
