@@ -110,5 +110,6 @@ for start, found in runs[0]["starts"].items():
     print(
         f"{start}, T={last['timesteps']}: {Proportion(**last['test'])}; energy / that of a twin, with memory: {twins}"
     )
-print("one image on this machine:", ", ".join(f"{what} {1e3 * t:.2f} ms" for what, t in runs[0]["latency"].items()))
+times = ", ".join(f"{what} {1e3 * t:.2f} ms" for what, t in runs[0]["latency"].items())
+print(f"one image on this machine, {runs[0]['threads']} threads, medians of networks that ran in turn: {times}")
 print(f"figure: {arguments.out / 'seed0' / 'accuracy_energy.png'}")
