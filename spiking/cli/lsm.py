@@ -40,7 +40,9 @@ Into the run's folder go config.yaml and metrics.json.
 def run(
     task: Annotated[str | None, typer.Option(help="images or sound.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder or file with the recordings.")] = None,
-    preset: Annotated[str | None, typer.Option(help="published or tuned: numbers of the reservoir.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="published, or for images tuned: numbers of the reservoir.")
+    ] = None,
     neurons: Annotated[int | None, typer.Option(help="Neurons, in place of the preset's.")] = None,
     device: Annotated[
         str | None, typer.Option(help="Where weights are from: gaussian, or a memory cell that is formed (rram-40nm).")

@@ -131,6 +131,7 @@ def test_simulated_recordings_say_so(tmp_path, monkeypatch):
         (["--seeds", "0"], "--seeds: got 0; expected 1 or more"),
         (["--task", "sound"], "--data: got no sound; expected a folder or zip file of spoken digits"),
         (["--data", "nowhere"], "nowhere: no such file or folder"),
+        (["--task", "sound", "--preset", "tuned"], "--preset: got 'tuned'; expected published"),
         (["--preset", "best"], "--preset: got 'best'; expected published or tuned"),
     ],
 )

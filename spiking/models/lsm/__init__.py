@@ -11,17 +11,24 @@ from spiking.models.lsm.diagnosis import (
 from spiking.models.lsm.model import LiquidStateMachine, ReservoirState
 from spiking.models.lsm.readout import Fit, LinearReadout
 from spiking.models.lsm.weights import Weights
+from spiking.models.lsm.zero_shot import Alignment, Sense, contrastive_loss, interval, retrieval_accuracy, zero_shot
 
 __all__ = [
+    "Alignment",
     "Diagnosis",
     "Fit",
     "LinearReadout",
     "LiquidStateMachine",
     "LiquidWarning",
     "ReservoirState",
+    "Sense",
     "Weights",
+    "contrastive_loss",
     "diagnose",
+    "interval",
     "memory_capacity",
+    "retrieval_accuracy",
     "separation",
     "spectral_radius",
+    "zero_shot",
 ]

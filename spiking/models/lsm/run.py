@@ -53,7 +53,6 @@ PRESETS = {
     },
     "sound": {
         "published": Preset(200, 129, 0.97, 5.3, 0.08, 1),
-        "tuned": Preset(1000, 129, 0.97, 5.3, 0.08, 5, sparsity=0.9),
     },
 }
 
@@ -78,7 +77,7 @@ class Recipe:
     def __post_init__(self) -> None:
         choices = {
             "task": tuple(PRESETS),
-            "preset": ("published", "tuned"),
+            "preset": tuple(PRESETS.get(self.task, ("published",))),
             "readout": ("ridge", "logistic", "linear"),
         }
         for name, allowed in choices.items():
