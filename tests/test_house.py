@@ -359,7 +359,8 @@ def test_version_comes_from_one_place():
 
 PUBLIC = ("spiking", "spiking.surrogate", "spiking.functional", "spiking.neuron", "spiking.layer", "spiking.encode",
           "spiking.loss", "spiking.trace", "spiking.plot", "spiking.training", "spiking.checkpoint", "spiking.datasets",
-          "spiking.hw_models", "spiking.models", "spiking.convert", "spiking.models.iir")  # fmt: skip
+          "spiking.hw_models", "spiking.models", "spiking.convert", "spiking.models.iir",
+          "spiking.models.spikegpt")  # fmt: skip
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -69,7 +69,8 @@ def check() -> None:
     inputs = [t.requires_grad_() for t in _inputs(70, 2, 24)]
     grad = torch.randn(70, 2, 24, generator=torch.Generator().manual_seed(1))
     for way in (_loop, lambda *given: _in_chunks(_chunk, *given)):
-        expected, found = (torch.autograd.grad(f(*inputs)[0], inputs, grad) for f in (way, F.wkv))
+        ways: tuple[Attention, ...] = (way, F.wkv)
+        expected, found = (torch.autograd.grad(f(*inputs)[0], inputs, grad) for f in ways)
         for a, b in zip(expected, found):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 

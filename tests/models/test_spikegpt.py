@@ -224,7 +224,7 @@ def rates(lm, tokens):
     handles = [
         m.register_forward_hook(lambda m, i, out: found.append(out[0].float().mean().item()))
         for name, m in lm.named_modules()
-        if name.endswith(("lif1", "lif2"))
+        if name.endswith(("lif1", "lif2", "ffn.neuron")) and m is not None
     ]
     lm(tokens)
     for handle in handles:
@@ -232,10 +232,10 @@ def rates(lm, tokens):
     return found
 
 
-@pytest.mark.parametrize("placement", ["post", "pre"])
-def test_it_fires_from_the_start_and_begins_at_ln_v(placement):
+@pytest.mark.parametrize("variant", ["published", "pre", "spike", "binary", "ffn_pre"])
+def test_it_fires_from_the_start_and_begins_at_ln_v(variant):
     torch.manual_seed(0)
-    lm = SpikeGPT(SpikeGPTConfig(vocab_size=256, n_layer=3, n_embd=64, placement=placement))
+    lm = SpikeGPT(SpikeGPTConfig(vocab_size=256, n_layer=3, n_embd=64, **VARIANTS[variant]))
     tokens = torch.randint(256, (4, 65))
     found = rates(lm.eval(), tokens[:, :-1])
     assert all(0.05 < rate < 0.4 for rate in found), found

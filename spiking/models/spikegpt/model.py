@@ -11,7 +11,7 @@ Source: Zhu et al. 2023 (arXiv 2302.13939), section 3.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +170,14 @@ class Block(nn.Module):
         rows = torch.stack([time_x, p, q, o, channel_x, time_v, channel_v])
         return x, torch.cat([rows, inside.unflatten(1, (4, -1)).transpose(0, 1)])
 
+    def driven(self) -> list[tuple[LIF, Tensor]]:
+        """In the order in which they fire: the neurons behind a matrix product, and the weight that scales their current."""
+        first = self.att.output if hasattr(self, "att") else self.ffnPre.value
+        found = [] if self.pre else [(self.lif1, first.weight)]
+        found.append((self.ffn.neuron, self.ffn.key.weight))
+        found += [] if self.pre else [(self.lif2, self.ffn.value.weight)]
+        return [(neuron, weight) for neuron, weight in found if neuron is not None]
+
     def _attend(self, x: Tensor, before: Tensor, past: Any) -> tuple[Tensor, Any]:
         if hasattr(self, "att"):
             return self.att(x, before, past, self.pre)
@@ -254,21 +262,16 @@ class SpikeGPT(nn.Module):
     @torch.no_grad()
     def _fire_from_the_start(self) -> None:
         """Scale the branches, first block first, so that their neurons fire at start.RATE on random tokens."""
-        if self.config.placement == "pre":
-            for block in (
-                self.blocks
-            ):  # a normalised current rarely reaches twice the threshold, which is what a single step needs
-                for norm in (block.ln1, block.ln2):
-                    nn.init.constant_(norm.weight, 3.0)
         tokens = torch.randint(self.config.vocab_size, (4, 64), device=self.emb.weight.device)
         x, state = self.embed(tokens), self.initial_state(4)
-
-        for block, row in zip(self.blocks, state.unbind(0)):
+        for module, row in zip(self.blocks, state.unbind(0)):
+            block = cast("Block", module)
             dropout, block.dropout.p = block.dropout.p, 0.0
-            if self.config.placement == "post":
-                branches = [(block.lif1, (block.att.output if hasattr(block, "att") else block.ffnPre.value).weight)]
-                for neuron, weight in [*branches, (block.lif2, block.ffn.value.weight)]:
-                    weight.mul_(_scale_of(block, neuron, x, row))
+            if block.pre:  # a normalised current rarely reaches twice the threshold, which is what a single step needs
+                for norm in (block.ln1, block.ln2):
+                    nn.init.constant_(norm.weight, 3.0)
+            for neuron, weight in block.driven():
+                weight.mul_(_scale_of(block, neuron, x, row))
             x, _ = block(x, row)
             block.dropout.p = dropout
 
