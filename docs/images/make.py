@@ -2,7 +2,7 @@
 
 report.png is the top of the report of a finished run (runs/nmnist-1, say) as a browser shows it, and is made where RUN is given;
 membrane.png, surrogates.png, frames.png and cells.png need the library only.
-event_conv.png (and .svg) is what spiking bench event_conv --figure draws: timed anew each time, so made on an idle machine.
+event_conv.png and event_linear.png (and .svg) are what spiking bench draws with --figure: timed anew each time, so made on an idle machine.
 device_noise.png is what examples/device_noise.py draws of real recordings.
 """
 
@@ -116,10 +116,15 @@ def event_conv(picture: Path) -> None:
     run.draw(run.run([picture.stem])["rows"], str(picture.parent))
 
 
+def event_linear(picture: Path) -> None:
+    """The event-driven linear layer against torch's, over density."""
+    run.draw(run.run([picture.stem])["rows"], str(picture.parent))
+
+
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise SystemExit(__doc__)
-    for make in (membrane, surrogates, frames, cells, event_conv):
+    for make in (membrane, surrogates, frames, cells, event_conv, event_linear):
         make(HERE / f"{make.__name__}.png")
     if arguments:
         report(Path(arguments[0]) / "report.html", HERE / "report.png")
