@@ -38,8 +38,6 @@ recipe = Recipe(
     preset="compare",
     width=arguments.width,
     stage_epochs=arguments.stage_epochs,
-    stage_lr=1e-3,
-    threshold_lr=1.0,
 )
 recipe = replace(recipe, train=replace(recipe.train, epochs=arguments.epochs))
 if arguments.quick:
