@@ -71,6 +71,13 @@ def compiled() -> ModuleType | None:
     return _cpu
 
 
+def kernels() -> ModuleType:
+    """The compiled CPU module, for calls that `choose` has sent to "cpu", which it does only where the module was built."""
+    module = compiled()
+    assert module is not None
+    return module
+
+
 _forked = False
 _arena_on = False
 

@@ -162,7 +162,7 @@ def run_forward(
             reach = watching.take_reach(features)
             counts = watch.NeuronCounts(threads, steps, shape[1], features, drive is not None, reach)
         call = (packed, numbers, threads, driven, [] if counts is None else counts.call, constant)
-        binary = backend.compiled().neuron_forward(*addresses, *sizes, *call)  # type: ignore[union-attr]
+        binary = backend.kernels().neuron_forward(*addresses, *sizes, *call)
         if watching is not None and counts is not None:
             counts.binary = binary
             watching.leave_neurons(given, s, counts)
@@ -248,7 +248,7 @@ def run_backward(
         launch.neuron_backward((*before, *outputs), sizes, packed, numbers, x)
     else:
         driven = [] if drive is None else drive.numbers(x, grad_affine)
-        backend.compiled().neuron_backward(*before, *outputs, *sizes, packed, numbers, threads, driven)  # type: ignore[union-attr]
+        backend.kernels().neuron_backward(*before, *outputs, *sizes, packed, numbers, threads, driven)
     return (
         grad_x,
         grad_state0,

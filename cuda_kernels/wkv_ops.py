@@ -59,7 +59,7 @@ def _wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor | None, save:
         wkv.forward(addresses, tuple(k.shape), DTYPES.index(k.dtype), k.device)
     else:
         call = (*k.shape, DTYPES.index(k.dtype), threads_for(k.numel()))
-        backend.compiled().wkv_forward(*addresses, *call)  # type: ignore[union-attr]
+        backend.kernels().wkv_forward(*addresses, *call)
     return y, last, saved
 
 
@@ -91,7 +91,7 @@ def _wkv_backward(
         wkv.backward(addresses, tuple(k.shape), DTYPES.index(k.dtype), k.device)
     else:
         call = (*k.shape, DTYPES.index(k.dtype), threads_for(k.numel()))
-        backend.compiled().wkv_backward(*addresses, *call)  # type: ignore[union-attr]
+        backend.kernels().wkv_backward(*addresses, *call)
     sums = grad_params.sum(1).to(wide)
     return sums[0].clone(), sums[1].clone(), grad_k, grad_v, grad_state0
 

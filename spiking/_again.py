@@ -6,6 +6,7 @@ differs in any way takes the long way of `spiking._rows`, which comes to the sam
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from spiking.cuda_kernels.watch import InputCounts, NeuronCounts, Reach, Watch
 from spiking.trace import LayerTrace
 
 
-class Again:
+class Again(ABC):
     """What passes of one layer have in common. `runs` takes a call that is like the first; what it found waits for `commit`.
 
     `maker` is the layer that made the input, "" if none did; `constants` are what each pass adds to counters in every step.
@@ -32,9 +33,9 @@ class Again:
         self.shape, self.dtype = x.shape, x.dtype
         self.constants = [(done.row.counts[name], value) for name, value in constants.items() if value]
 
+    @abstractmethod
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
         """Take a call of the module, if it is like the first."""
-        raise NotImplementedError
 
     def fits(self, run: ForwardPass, x: Tensor) -> bool:
         """Whether x is like the first input, and this the same call of the pass."""
@@ -57,7 +58,7 @@ class Again:
         found = run.maker(x)
         return self.maker == (found.name if found is not None else "")
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 (nothing to look at: a LayerPass, its twin, has)
         """Shapes are those of the row."""
 
     def commit(self, fresh: bool, samples: dict[str, Growing], silent: np.ndarray) -> None:
@@ -68,6 +69,7 @@ class Again:
         row.syn_sample = row.spikes_sample = row.updates_sample = silent
         self.add(row, samples)
 
+    @abstractmethod
     def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
         """Add what differs from pass to pass."""
 
@@ -85,6 +87,9 @@ class NormAgain(Again):
         self.starts(run)
         run.produced(y, self.row.name)
         return True
+
+    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
+        """Nothing."""
 
 
 class PoolAgain(Again):
@@ -192,13 +197,13 @@ class WeightsAgain(Again):
         run.produced(y, self.row.name)
         return True
 
+    @abstractmethod
     def finds(self, watch: Watch, x: Tensor, known: Any) -> bool:
         """Find the counts of x; `known` are those that its maker has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nonzeros(self) -> np.ndarray:
         """[T, B] of what was found."""
-        raise NotImplementedError
 
     def _repeats(self, x: Tensor) -> bool:
         return counters.repeated(self.nonzeros(), x.detach().view(self.next_step, -1))

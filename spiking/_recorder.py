@@ -368,8 +368,7 @@ class _Seen:
             self.rows.apart = self.rows.apart or self.label
             return
         x, y = args[0] if args else None, out[0] if isinstance(out, tuple) and out else out
-        plain = isinstance(x, Tensor) and isinstance(y, Tensor)
-        if not (plain and self.rows.ran_again(self.label, module, x, y)):  # type: ignore[arg-type]
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and self.rows.ran_again(self.label, module, x, y)):
             self._count(module, args, kwargs, out)
         if self.steps:
             self.operations.step_out()
