@@ -53,9 +53,7 @@ def contrastive_loss(
     return _losses(a[None], b[None], None if labels is None else labels[None], there, kind, tau, cosine)[0]
 
 
-def _losses(
-    a: Tensor, b: Tensor, labels: Tensor | None, there: Tensor, kind: Loss, tau: float, cosine: bool
-) -> Tensor:
+def _losses(a: Tensor, b: Tensor, labels: Tensor | None, there: Tensor, kind: Loss, tau: float, cosine: bool) -> Tensor:
     """The loss of each of P batches a, b [P, B, D], of whose items only those that are `there` [P, B] count."""
     if cosine:
         a, b = tf.normalize(a, dim=2), tf.normalize(b, dim=2)
@@ -259,7 +257,11 @@ class _Branch:
         self.std = torch.where(std > 1e-6, std, 1.0)
         most = max(len(x) for x in trained_on)
         self.inputs = torch.stack([tf.pad(x.float(), (0, 0, 0, most - len(x))) for x in trained_on])
-        self.inputs = (self.inputs - self.mean) / self.std
+        self.inputs = ((self.inputs - self.mean) / self.std).flatten(0, 1)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Embeddings of training items [P, B], counted through all sets."""
+        return self.project(self.inputs.index_select(0, rows.flatten()).unflatten(0, rows.shape))
 
     def project(self, x: Tensor) -> Tensor:
         return tf.gelu(torch.baddbmm(self.bias, x, self.weight))
@@ -274,7 +276,7 @@ def _train(branches: list[_Branch], labels: list[Tensor], config: Alignment, dra
     lengths = torch.tensor([len(part) for part in labels])
     targets = torch.stack([tf.pad(part, (0, int(lengths.max()) - len(part))) for part in labels])
     batches = -(-int(lengths.max()) // config.batch_size)
-    rows = torch.arange(len(labels))[:, None]
+    rows = targets.shape[1] * torch.arange(len(labels))[:, None]
     for _ in range(config.epochs):
         orders = [torch.randperm(int(n), generator=g) for n, g in zip(lengths, draws)]
         order = torch.stack([tf.pad(o, (0, config.batch_size + targets.shape[1] - len(o))) for o in orders])
@@ -283,7 +285,7 @@ def _train(branches: list[_Branch], labels: list[Tensor], config: Alignment, dra
             at = start[:, None] + torch.arange(int((end - start).max()))
             kept = order.gather(1, at)
             loss = _losses(
-                *(branch.project(branch.inputs[rows, kept]) for branch in branches), targets[rows, kept],
+                branches[0].batch(rows + kept), branches[1].batch(rows + kept), targets.gather(1, kept),
                 at < end[:, None], config.loss, config.tau, config.cosine,
             )  # fmt: skip
             optimiser.zero_grad()
