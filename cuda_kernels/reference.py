@@ -127,7 +127,14 @@ def run(
 
 
 def reservoir(
-    x: Tensor, w_in: Tensor, w_rec: Tensor | None, bias: Tensor | None, u: Tensor, s: Tensor, beta: float, threshold: float
+    x: Tensor,
+    w_in: Tensor,
+    w_rec: Tensor | None,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    beta: float,
+    threshold: float,
 ) -> tuple[Tensor, Tensor]:
     """A recurrent layer of fixed weights: x [T, B, I], state u, s [B, N] -> (spikes, u before the reset), both [T, B, N].
 

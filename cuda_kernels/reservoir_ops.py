@@ -152,8 +152,13 @@ def _reservoir(
         events = torch.stack([x.count_nonzero(dim=(0, 2)), sent.count_nonzero(dim=(0, 2))], 1)
         if T:
             u, s = membrane[-1].clone(), spikes[-1].clone()
-        return features, u, s, events, spikes if keep_spikes else x.new_empty((0, B, n)), (
-            membrane if keep_membrane else x.new_empty((0, B, n))
+        return (
+            features,
+            u,
+            s,
+            events,
+            spikes if keep_spikes else x.new_empty((0, B, n)),
+            (membrane if keep_membrane else x.new_empty((0, B, n))),
         )
     features = torch.zeros((n_bins, B, n), dtype=x.dtype, device=x.device)
     events = torch.zeros((B, 2), dtype=torch.int64, device=x.device)

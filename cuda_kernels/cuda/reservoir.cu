@@ -30,7 +30,7 @@ SPIKING_FN i64 list_active(const T* row, i64 n, u32* list, u32* counts) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) reservoir(
+__global__ void __launch_bounds__(THREADS, BLOCKS<T>) reservoir(
     const T* __restrict__ x, const T* __restrict__ in_rows, const T* __restrict__ bias, const T* __restrict__ rec_rows,
     const i64* __restrict__ rec_offsets, const u32* __restrict__ rec_receivers, const T* __restrict__ rec_weights, T* u, T* s, T* spikes,
     T* membrane, T* features, const int* __restrict__ bin, const T* __restrict__ worth, u32* lists, T* currents, i64* events, i64 steps,
