@@ -127,21 +127,29 @@ def run(
 
 
 def reservoir(
-    x: Tensor, w_in: Tensor, w_rec: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, beta: float, threshold: float
+    x: Tensor,
+    w_in: Tensor,
+    w_rec: Tensor | None,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    beta: float,
+    threshold: float,
 ) -> tuple[Tensor, Tensor]:
     """A recurrent layer of fixed weights: x [T, B, I], state u, s [B, N] -> (spikes, u before the reset), both [T, B, N].
 
-    u[t] = beta·u[t-1]·(1 - s[t-1]) + W_in·x[t] + W_rec·s[t-1];   s[t] = 1 if u[t] > threshold else 0
+    u[t] = beta·u[t-1]·(1 - s[t-1]) + W_in·x[t] + W_rec·s[t-1];   s[t] = 1 if u[t] > threshold else 0   (w_rec None: no recurrence)
     """
     spikes, membranes = [], []
     for x_t in x.unbind(0):
-        u = beta * u * (1 - s) + torch.nn.functional.linear(x_t, w_in, bias) + s @ w_rec.T
+        u = beta * u * (1 - s) + torch.nn.functional.linear(x_t, w_in, bias)
+        if w_rec is not None:
+            u = u + s @ w_rec.T
         s = (u > threshold).to(u.dtype)
         spikes.append(s)
         membranes.append(u)
     if not spikes:
-        empty = x.new_empty((0, *u.shape))
-        return empty, empty
+        return x.new_empty((0, *u.shape)), x.new_empty((0, *u.shape))
     return torch.stack(spikes), torch.stack(membranes)
 
 

@@ -1,20 +1,22 @@
-"""A reservoir over whole sequences in one compiled call: recurrent leaky neurons whose weights never change.
+"""torch.library registration of `spiking::reservoir`: recurrent leaky neurons whose weights never change, over whole sequences.
 
     u[t] = beta·u[t-1]·(1 - s[t-1]) + W_in·x[t] + W_rec·s[t-1] + bias;   s[t] = 1 if u[t] > threshold else 0
 
 Only the rows of inputs and neurons that were active are read. Sums follow the order of the neurons, each product and addition
-rounded once, so that spikes are the same at every instruction set. No gradient passes. Oracle: reference.py::reservoir.
+rounded once, so that spikes are the same at every instruction set and on a GPU. No gradient passes. Oracle: reference.py::reservoir.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as tf
 
 from . import backend, memory, reference
+from .ops import _address as address
+from .ops import _library as library
 
 __all__ = ["ReservoirRun", "ReservoirWeights", "run_reservoir"]
 
@@ -37,26 +39,32 @@ class ReservoirRun(NamedTuple):
 
 
 class ReservoirWeights:
-    """Weights as the compiled kernel reads them: by sender, in panels of 64 receivers, or in lists where few are not zero.
+    """Weights as the kernels read them: by sender, in panels of 64 receivers (on a GPU in whole rows), or in lists where few are not zero.
 
     Shapes: w_in [N, I], w_rec [N, N] or None for no recurrence, bias [N] or None.
     """
 
     def __init__(self, w_in: Tensor, w_rec: Tensor | None = None, bias: Tensor | None = None) -> None:
         self.w_in, self.w_rec, self.bias = w_in.contiguous(), w_rec, None if bias is None else bias.contiguous()
-        self.in_panels = _panels(self.w_in)
-        self.rec_panels: Tensor | None = None
-        self.lists: tuple[Tensor, Tensor, Tensor] | None = None
+        packed = _panels if w_in.device.type == "cpu" else _rows
+        self.packed_in = packed(self.w_in)
+        self.packed_rec: Tensor | None = None
+        self.offsets: Tensor | None = None
+        self.receivers: Tensor | None = None
+        self.values: Tensor | None = None
         if w_rec is None or not bool(w_rec.any()):
             return
         if int(w_rec.count_nonzero()) > SPARSE * w_rec.numel():
-            self.rec_panels = _panels(w_rec)
+            self.packed_rec = packed(w_rec)
             return
         by_sender = w_rec.T.contiguous()
         sender, receiver = by_sender.nonzero(as_tuple=True)
-        offsets = torch.zeros(len(w_rec) + 1, dtype=torch.int64)
-        offsets[1:] = torch.bincount(sender, minlength=len(w_rec)).cumsum(0)
-        self.lists = offsets, receiver.to(torch.int32), by_sender[sender, receiver].contiguous()
+        self.offsets = tf.pad(torch.bincount(sender, minlength=len(w_rec)).cumsum(0), (1, 0))
+        self.receivers, self.values = receiver.to(torch.int32), by_sender[sender, receiver].contiguous()
+
+
+def _rows(weight: Tensor) -> Tensor:
+    return weight.T.contiguous()
 
 
 def _panels(weight: Tensor) -> Tensor:
@@ -90,51 +98,102 @@ def run_reservoir(
     >>> found.features.flatten().tolist(), round(found.u.item(), 3)
     ([2.0], 0.9)
     """
-    n = weights.w_in.shape[0]
-    T, B, inputs = x.shape
-    x = x.detach().to(weights.w_in.dtype).contiguous()
-    u = x.new_zeros((B, n)) if u is None else u.detach().to(x.dtype).clone(memory_format=torch.contiguous_format)
-    s = x.new_zeros((B, n)) if s is None else s.detach().to(x.dtype).clone(memory_format=torch.contiguous_format)
-    worth = worth.to(x).contiguous()
-    n_bins = int(bins[-1]) + 1 if T else 1
-    module = backend.compiled() if backend.choose(x.device).name == "cpu" else None
-    if module is None:
-        return _by_reference(x, weights, beta, threshold, bins, worth, n_bins, u, s, keep_spikes, keep_membrane)
-    features = torch.zeros((n_bins, B, n), dtype=x.dtype)
-    events = torch.zeros((B, 2), dtype=torch.int64)
-    spikes = memory.empty((T, B, n), x.dtype, x.device) if keep_spikes else None
-    membrane = memory.empty((T, B, n), x.dtype, x.device) if keep_membrane else None
-    lists = torch.empty(B * (inputs + n + 2 * SLACK), dtype=torch.int32)
-    offsets, receivers, values = weights.lists or (None, None, None)
-    currents = None if weights.lists is None else torch.empty_like(u)
-    steps = bins.to(torch.int32).contiguous()
-    tensors = (
-        x, weights.in_panels, weights.bias, weights.rec_panels, offsets, receivers, values, u, s, spikes, membrane,
-        features, steps, worth, lists, currents, events,
+    w = weights
+    features, last_u, last_s, events, spikes, membrane = torch.ops.spiking.reservoir(
+        x.detach().to(w.w_in.dtype), w.w_in, w.packed_in, w.bias, w.w_rec, w.packed_rec, w.offsets, w.receivers, w.values,
+        u, s, bins, worth, int(bins[-1]) + 1 if len(bins) else 1, beta, threshold, keep_spikes, keep_membrane,
     )  # fmt: skip
-    addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    wide = x.dtype == torch.float64
-    module.reservoir_run(addresses, [T, B, inputs, n], beta, threshold, wide, backend.threads())
-    return ReservoirRun(features, u, s, events, spikes, membrane)
+    return ReservoirRun(
+        features, last_u, last_s, events, spikes if keep_spikes else None, membrane if keep_membrane else None
+    )
 
 
-def _by_reference(
+# --- kernels ------------------------------------------------------------------------------------------------------------
+
+library.define(
+    "reservoir(Tensor x, Tensor w_in, Tensor packed_in, Tensor? bias, Tensor? w_rec, Tensor? packed_rec, Tensor? offsets, "
+    "Tensor? receivers, Tensor? values, Tensor? u, Tensor? s, Tensor bins, Tensor worth, SymInt n_bins, float beta, float threshold, "
+    "bool keep_spikes, bool keep_membrane) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _reservoir(
     x: Tensor,
-    weights: ReservoirWeights,
-    beta: float,
-    threshold: float,
+    w_in: Tensor,
+    packed_in: Tensor,
+    bias: Tensor | None,
+    w_rec: Tensor | None,
+    packed_rec: Tensor | None,
+    offsets: Tensor | None,
+    receivers: Tensor | None,
+    values: Tensor | None,
+    u: Tensor | None,
+    s: Tensor | None,
     bins: Tensor,
     worth: Tensor,
     n_bins: int,
-    u: Tensor,
-    s: Tensor,
+    beta: float,
+    threshold: float,
     keep_spikes: bool,
     keep_membrane: bool,
-) -> ReservoirRun:
-    w_rec: Any = weights.w_rec if weights.w_rec is not None else x.new_zeros((u.shape[1],) * 2)
-    spikes, membrane = reference.reservoir(x, weights.w_in, w_rec, weights.bias, u, s, beta, threshold)
-    features = x.new_zeros((n_bins, *u.shape)).index_add_(0, bins.to(x.device), spikes * worth[:, None, None])
-    sent = torch.cat([s[None], spikes[:-1]])[: len(x)]
-    events = torch.stack([x.count_nonzero(dim=(0, 2)), sent.count_nonzero(dim=(0, 2))], 1)
-    last = (membrane[-1], spikes[-1]) if len(x) else (u, s)
-    return ReservoirRun(features, *last, events, spikes if keep_spikes else None, membrane if keep_membrane else None)
+) -> tuple[Tensor, ...]:
+    """Features, last u and s, events, spikes and membrane (both of no steps where they are not kept)."""
+    (T, B, inputs), n = x.shape, w_in.shape[0]
+    x, worth = x.contiguous(), worth.to(x).contiguous()
+    u, s = (
+        x.new_zeros((B, n)) if t is None else t.detach().to(x.dtype).clone(memory_format=torch.contiguous_format)
+        for t in (u, s)
+    )
+    choice = backend.choose(x.device).name
+    if choice == "reference" or T == 0 or B == 0:
+        spikes, membrane = reference.reservoir(x, w_in, w_rec, bias, u, s, beta, threshold)
+        features = x.new_zeros((n_bins, B, n)).index_add_(0, bins.to(x.device), spikes * worth[:, None, None])
+        sent = torch.cat([s[None], spikes[:-1]])[:T]
+        events = torch.stack([x.count_nonzero(dim=(0, 2)), sent.count_nonzero(dim=(0, 2))], 1)
+        if T:
+            u, s = membrane[-1].clone(), spikes[-1].clone()
+        return (
+            features,
+            u,
+            s,
+            events,
+            spikes if keep_spikes else x.new_empty((0, B, n)),
+            (membrane if keep_membrane else x.new_empty((0, B, n))),
+        )
+    features = torch.zeros((n_bins, B, n), dtype=x.dtype, device=x.device)
+    events = torch.zeros((B, 2), dtype=torch.int64, device=x.device)
+    spikes, membrane = (
+        memory.empty((T if kept else 0, B, n), x.dtype, x.device) for kept in (keep_spikes, keep_membrane)
+    )
+    lists = torch.empty(B * (inputs + n + 2 * SLACK), dtype=torch.int32, device=x.device)
+    currents = None if offsets is None else torch.empty_like(u)
+    steps = bins.to(x.device, torch.int32).contiguous()
+    tensors = (
+        x, packed_in, bias, packed_rec, offsets, receivers, values, u, s, spikes if keep_spikes else None,
+        membrane if keep_membrane else None, features, steps, worth, lists, currents, events,
+    )  # fmt: skip
+    addresses, sizes, wide = [address(t) for t in tensors], [T, B, inputs, n], x.dtype == torch.float64
+    if choice == "cuda":
+        from .cuda import reservoir
+
+        reservoir.reservoir(addresses, sizes, beta, threshold, wide, x.device)
+    else:
+        backend.kernels().reservoir_run(addresses, sizes, beta, threshold, wide, backend.threads())
+    return features, u, s, events, spikes, membrane
+
+
+for key in ("CPU", "CUDA"):
+    library.impl("reservoir", _reservoir, key)
+
+
+@torch.library.register_fake("spiking::reservoir")
+def _reservoir_fake(
+    x: Tensor, w_in: Tensor, packed_in: Tensor, bias: Tensor | None, w_rec: Tensor | None, packed_rec: Tensor | None,
+    offsets: Tensor | None, receivers: Tensor | None, values: Tensor | None, u: Tensor | None, s: Tensor | None,
+    bins: Tensor, worth: Tensor, n_bins: int, beta: float, threshold: float, keep_spikes: bool, keep_membrane: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    (T, B, _), n = x.shape, w_in.shape[0]
+    last = x.new_empty((B, n))
+    events = x.new_empty((B, 2), dtype=torch.int64)
+    kept = [x.new_empty((T if wanted else 0, B, n)) for wanted in (keep_spikes, keep_membrane)]
+    return x.new_empty((n_bins, B, n)), last, torch.empty_like(last), events, *kept

@@ -226,6 +226,44 @@ def confusion_matrix(
     return ax
 
 
+def embedding(sets: Mapping[str, tuple[Any, Any]], ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Draw sets of labelled vectors in the plane of their two largest principal components: a colour a class, a marker a set.
+
+    Shapes: each of sets is (vectors [R, D], labels [R]), vectors of one D; every vector is scaled to length 1.
+    Errors: SpikingError for shapes that do not fit.
+
+    >>> ax = embedding({"sight": (np.eye(3), [0, 1, 1]), "sound": (-np.eye(3), [0, 1, 1])})
+    >>> sum(len(points.get_offsets()) for points in ax.collections)
+    6
+    """
+    vectors = [_array(v, "embedding", 2).astype(np.float64) for v, _ in sets.values()]
+    labels = [_array(of, "embedding", 1) for _, of in sets.values()]
+    for name, v, of in zip(sets, vectors, labels):
+        if v.ndim != 2 or v.shape[1] != vectors[0].shape[1] or of.shape != (len(v),):
+            raise SpikingError(
+                f"embedding: {name}: got shapes {list(v.shape)} and {list(of.shape)}; expected [R, {vectors[0].shape[1]}] and [R]."
+            )
+    ax = _axes(ax, (6.5, 5.0))
+    unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in vectors]
+    everything = np.concatenate(unit)
+    centre = everything.mean(0)
+    plane = np.linalg.svd(everything - centre, full_matrices=False)[2][:2].T
+    classes = sorted(set(np.concatenate(labels).tolist()))
+    for v, of, marker in zip(unit, labels, "ox^s" * len(unit)):
+        at = (v - centre) @ plane
+        for k, c in enumerate(classes):
+            ax.scatter(*at[of == c].T, s=14, marker=marker, c=f"C{k % 10}", linewidths=0.8, alpha=0.7)
+    for k, c in enumerate(classes):
+        ax.plot([], [], "s", color=f"C{k % 10}", label=f"{c:g}")
+    for name, marker in zip(sets, "ox^s" * len(unit)):
+        ax.plot([], [], marker, color=INK, label=name)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    ax.set(xlabel="first principal component", ylabel="second")
+    if title:
+        ax.set_title(title, fontsize=10)
+    return ax
+
+
 def firing_rates(rates: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     """Draw how active each layer is, as horizontal bars: spikes per neuron and step, 0…1.
 

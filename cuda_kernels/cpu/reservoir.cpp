@@ -5,6 +5,7 @@
 #define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
 
 #include "gather.h"
+#include "reservoir.h"
 #include "reservoir_api.h"
 #include "spikes.h"
 
@@ -67,11 +68,7 @@ void panel_step(const ReservoirCall& p, i64 t, i64 b, i64 panel, i64 width, cons
     const W beta = W(p.beta), threshold = W(p.threshold);
     W* __restrict u = static_cast<W*>(p.u) + b * p.neurons + first;
     W* __restrict s = static_cast<W*>(p.s) + b * p.neurons + first;
-    for (i64 k = 0; k < used; ++k) {
-        const W h = beta * u[k] * (W(1) - s[k]) + in[k] + rec[k];
-        u[k] = h;
-        s[k] = h > threshold ? W(1) : W(0);
-    }
+    for (i64 k = 0; k < used; ++k) reservoir_step(in[k], rec[k], beta, threshold, u[k], s[k]);
 }
 
 template <class W>

@@ -120,3 +120,28 @@ def test_input_is_left_as_it_was_and_may_lie_anyhow():
     a, b = run(x, ReservoirWeights(*weights), u=u), run(turned, ReservoirWeights(*weights), u=u)
     assert torch.equal(u, kept)
     assert torch.equal(a.spikes, b.spikes)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+@pytest.mark.parametrize("kept", [False, True])
+def test_torch_accepts_the_op(zeros, kept):
+    x, w_in, w_rec, bias = case(4, 2, 6, 20, zeros=zeros)
+    w = ReservoirWeights(w_in, w_rec, bias)
+    given = (
+        x, w.w_in, w.packed_in, w.bias, w.w_rec, w.packed_rec, w.offsets, w.receivers, w.values, None, x.new_ones(2, 20),
+        torch.tensor([0, 0, 1, 1]), torch.ones(4), 2, 0.8, 0.9, kept, kept,
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.spiking.reservoir.default, given)
+
+
+def test_a_compiled_program_holds_the_op_as_it_is():
+    x, w_in, w_rec, bias = case(5, 2, 6, 20)
+    w = ReservoirWeights(w_in, w_rec, bias)
+    bins, worth = torch.zeros(5, dtype=torch.int64), torch.ones(5)
+
+    def features(x):
+        rest = (None, None, bins, worth, 1, 0.8, 0.9, False, False)
+        weights = (w.w_in, w.packed_in, w.bias, w.w_rec, w.packed_rec, w.offsets, w.receivers, w.values)
+        return torch.ops.spiking.reservoir(x, *weights, *rest)[0] + 1
+
+    assert torch.equal(torch.compile(features, fullgraph=True, backend="eager")(x), features(x))

@@ -25,7 +25,7 @@ from spiking.split import proportion
 
 BATCH = 128  # recordings that are encoded at once
 FOLDS = 5
-WINDOW = {"published": 300_000, "tuned": 315_000}  # µs of a recording of images
+WINDOW = {"published": 300_000, "zero-shot": 300_000, "tuned": 315_000}  # µs of a recording of images
 MOST_FOR_SVM = 5_000  # recordings beyond which the support vector machine is left out
 PUBLISHED = {"images": {"software": 89.11, "hardware": 89.66}, "sound": {"software": 70.79, "hardware": 70.11}}
 
@@ -49,10 +49,12 @@ class Preset:
 PRESETS = {
     "images": {
         "published": Preset(200, 50, 0.9, 5.0, 0.07, 1, crop=(9, 25)),
+        "zero-shot": Preset(200, 50, 0.9, 5.0, 0.3, 1, crop=(9, 25)),
         "tuned": Preset(2000, 50, 0.9, 5.0, 0.1, 3, crop=(2, 32), polarity="both", field=9, sparsity=0.99),
     },
     "sound": {
         "published": Preset(200, 129, 0.97, 5.3, 0.08, 1),
+        "zero-shot": Preset(200, 129, 0.97, 5.3, 0.1, 1),
     },
 }
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from spiking.errors import SpikingError
 Loss = Literal["hard", "soft", "supervised"]
 LOSSES = ("hard", "soft", "supervised")
 CONFIDENCE = 0.95
+ABSENT = -1e9  # what is added to the logit of an item that is not there
 
 
 def contrastive_loss(
@@ -48,20 +49,31 @@ def contrastive_loss(
         )
     if kind == "supervised" and (labels is None or labels.shape != (len(a),)):
         raise SpikingError(f"contrastive_loss.labels: got none that fit; expected {len(a)} with kind='supervised'.")
+    there = torch.ones(1, len(a), dtype=torch.bool, device=a.device)
+    return _losses(a[None], b[None], None if labels is None else labels[None], there, kind, tau, cosine)[0]
+
+
+def _losses(a: Tensor, b: Tensor, labels: Tensor | None, there: Tensor, kind: Loss, tau: float, cosine: bool) -> Tensor:
+    """The loss of each of P batches a, b [P, B, D], of whose items only those that are `there` [P, B] count."""
     if cosine:
-        a, b = tf.normalize(a, dim=1), tf.normalize(b, dim=1)
-    logits = a @ b.T / tau
+        a, b = tf.normalize(a, dim=2), tf.normalize(b, dim=2)
+    absent = torch.zeros_like(there, dtype=a.dtype).masked_fill_(~there, ABSENT)[:, None]
+
+    def products(x: Tensor, y: Tensor) -> Tensor:
+        return x @ y.transpose(1, 2)
+
+    logits = products(a, b) / tau
     if kind == "hard":
-        targets = torch.eye(len(a), dtype=a.dtype, device=a.device)
+        targets = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     elif kind == "soft":
-        targets = torch.softmax((a @ a.T + b @ b.T) * tau / 2, 1)
+        targets = torch.softmax((products(a, a) + products(b, b)) * tau / 2 + absent, 2) * there[:, :, None]
     else:
         assert labels is not None
-        same = (labels[:, None] == labels).to(a.dtype)
-        targets = same / same.sum(1, keepdim=True)
-    there = -(targets * tf.log_softmax(logits, 1)).sum(1)
-    back = -(targets.T * tf.log_softmax(logits.T, 1)).sum(1)
-    return (there + back).mean() / 2
+        same = ((labels[:, :, None] == labels[:, None]) & there[:, None]).to(a.dtype)
+        targets = same / same.sum(2, keepdim=True).clamp_min(1)
+    forth = (targets * tf.log_softmax(logits + absent, 2)).sum(2)
+    back = (targets.transpose(-1, -2) * tf.log_softmax(logits.transpose(1, 2) + absent, 2)).sum(2)
+    return -torch.where(there, forth + back, 0).sum(1) / (2 * there.sum(1))
 
 
 def retrieval_accuracy(
@@ -72,9 +84,7 @@ def retrieval_accuracy(
     >>> retrieval_accuracy(torch.eye(2), torch.eye(2), torch.tensor([3, 4]), torch.tensor([3, 5]))
     0.5
     """
-    if cosine:
-        queries, gallery = tf.normalize(queries, dim=1), tf.normalize(gallery, dim=1)
-    nearest = (queries @ gallery.T).argmax(1)
+    nearest = _products(queries, gallery, cosine).argmax(1)
     return float((gallery_labels[nearest] == query_labels).double().mean())
 
 
@@ -101,11 +111,15 @@ class Alignment:
 
 
 class Outcome(NamedTuple):
-    """Accuracies of one direction over pairs of unseen classes [pairs, seeds]: unseen, seen, and unseen queries among all classes."""
+    """One direction over pairs of unseen classes: accuracies [pairs, seeds] of unseen queries among unseen ones, of seen among seen,
+    and (`generalised`) of unseen among all; `confusion` [pairs, C, C] counts, over all seeds, the class that was retrieved (columns) for
+    queries of every class (rows) among all.
+    """
 
     unseen: np.ndarray
     seen: np.ndarray
     generalised: np.ndarray
+    confusion: np.ndarray
 
 
 class Interval(NamedTuple):
@@ -153,98 +167,157 @@ def zero_shot(
 
     `senses(seed)` gives the features of both senses, from reservoirs of that seed. `pairs`: only these instead of all. Controls, for both
     of which chance is 50 %: `shuffled`, the second sense's classes are permuted before pairing, so that nothing right can be learnt;
-    `untrained`, projections as they were drawn.
+    `untrained`, projections as they were drawn. All pairs of a seed are trained side by side, each as if it were alone.
     -> {"a to b": Outcome, "b to a": Outcome}.
     Errors: SpikingError for a class without recordings, or fewer than four classes.
     """
     if len(set(classes)) < 4:
         raise SpikingError(f"zero_shot.classes: got {list(classes)}; expected four or more, two of which stay unseen.")
     pairs = list(itertools.combinations(classes, 2)) if pairs is None else list(pairs)
-    found = {name: np.zeros((3, len(pairs), seeds)) for name in ("a to b", "b to a")}
+    accuracies = np.zeros((2, 3, len(pairs), seeds))
+    confusion = np.zeros((2, len(pairs), len(classes), len(classes)), np.int64)
     for seed in range(seeds):
         a, b = senses(seed)
-        for where, sense in (("first", a), ("second", b)):
-            for part, labels in (("training", sense.train_labels), ("test", sense.test_labels)):
-                missing = sorted(set(classes) - set(labels.tolist()))
-                if missing:
-                    raise SpikingError(
-                        f"zero_shot: got no {part} recording of class {', '.join(map(str, missing))} in the {where} sense; "
-                        "expected some of each."
-                    )
-        for i, unseen in enumerate(pairs):
-            seen = [c for c in classes if c not in unseen]
-            embed = _aligned(a, b, seen, config, 1000 * seed + i, shuffled, untrained)
-            for name, accuracies in zip(found, _retrieve(a, b, embed, seen, list(unseen), config.cosine)):
-                found[name][:, i, seed] = accuracies
-    return {name: Outcome(*accuracies) for name, accuracies in found.items()}
+        _check(a, b, classes)
+        embedded = align(a, b, pairs, classes, config, seed, shuffled=shuffled, untrained=untrained)
+        for way, (queries, gallery) in enumerate(((0, 1), (1, 0))):
+            labels = [(a, b)[side].test_labels for side in (queries, gallery)]
+            for i, unseen in enumerate(pairs):
+                products = _products(embedded[queries][i], embedded[gallery][i], config.cosine)
+                found = _retrieved(products, *labels, list(classes), list(unseen))
+                accuracies[way, :, i, seed], confusion[way, i] = found[:3], confusion[way, i] + found[3]
+    return {name: Outcome(*accuracies[k], confusion[k]) for k, name in enumerate(("a to b", "b to a"))}
 
 
-def _aligned(
-    a: Sense, b: Sense, seen: list[int], config: Alignment, seed: int, shuffled: bool, untrained: bool
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Both projections, trained on pairs of the seen classes."""
-    draws = torch.Generator().manual_seed(seed)
-    others = seen
-    if shuffled:  # no class keeps its own partner
-        order = torch.randperm(len(seen), generator=draws).tolist()
-        ring = [seen[k] for k in order]
-        others = [ring[(ring.index(c) + 1) % len(ring)] for c in seen]
+def _check(a: Sense, b: Sense, classes: Sequence[int]) -> None:
+    for where, sense in (("first", a), ("second", b)):
+        for part, labels in (("training", sense.train_labels), ("test", sense.test_labels)):
+            missing = sorted(set(classes) - set(labels.tolist()))
+            if missing:
+                raise SpikingError(
+                    f"zero_shot: got no {part} recording of class {', '.join(map(str, missing))} in the {where} sense; "
+                    "expected some of each."
+                )
+
+
+def align(
+    a: Sense,
+    b: Sense,
+    pairs: Sequence[tuple[int, int]],
+    classes: Sequence[int],
+    config: Alignment,
+    seed: int,
+    *,
+    shuffled: bool = False,
+    untrained: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Train a projection of each sense for every pair of unseen classes -> test recordings as they embed them, [pairs, R, D] each.
+
+    Recordings of one class are paired in their order; every epoch cuts them anew into batches of at most `batch_size`, as equal as
+    can be.
+    """
+    draws = [torch.Generator().manual_seed(1000 * seed + i) for i in range(len(pairs))]
     first, second, labels = [], [], []
-    for c, other in zip(seen, others):
-        mine, theirs = (a.train_labels == c).nonzero()[:, 0], (b.train_labels == other).nonzero()[:, 0]
-        n = min(len(mine), len(theirs))
-        first.append(mine[:n])
-        second.append(theirs[:n])
-        labels += [c] * n
-    x, y, targets = a.train[torch.cat(first)].float(), b.train[torch.cat(second)].float(), torch.tensor(labels)
-    branches = [_branch(part, config.dim, draws) for part in (x, y)]
+    for unseen, own in zip(pairs, draws):
+        seen = [c for c in classes if c not in unseen]
+        order = torch.randperm(len(seen), generator=own).tolist() if shuffled else []
+        partner = {seen[k]: seen[order[(n + 1) % len(seen)]] for n, k in enumerate(order)}  # no class keeps its own
+        mine, theirs, of = [], [], []
+        for c in seen:
+            x, y = (a.train_labels == c).nonzero()[:, 0], (b.train_labels == partner.get(c, c)).nonzero()[:, 0]
+            n = min(len(x), len(y))
+            mine.append(x[:n])
+            theirs.append(y[:n])
+            of += [c] * n
+        first.append(torch.cat(mine))
+        second.append(torch.cat(theirs))
+        labels.append(torch.tensor(of))
+    branches = [
+        _Branch(part, config.dim, draws) for part in ([a.train[i] for i in first], [b.train[i] for i in second])
+    ]
     if not untrained:
-        parameters = [p for weight, bias, *_ in branches for p in (weight, bias)]
-        optimiser = torch.optim.Adam(parameters, lr=config.lr)
-        for _ in range(config.epochs):
-            for part in torch.randperm(len(targets), generator=draws).split(config.batch_size):
-                loss = contrastive_loss(
-                    _project(x[part], branches[0]), _project(y[part], branches[1]), targets[part],
-                    kind=config.loss, tau=config.tau, cosine=config.cosine,
-                )  # fmt: skip
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-    return (lambda t: _project(t, branches[0]).detach()), (lambda t: _project(t, branches[1]).detach())
+        _train(branches, labels, config, draws)
+    with torch.no_grad():
+        return branches[0](a.test), branches[1](b.test)
 
 
-Branch = tuple[nn.Parameter, nn.Parameter, Tensor, Tensor]
+class _Branch:
+    """Projections of one sense, one for each of P sets of training features: GELU(W·(x - mean)/std + c), all side by side."""
+
+    def __init__(self, trained_on: list[Tensor], dim: int, draws: list[torch.Generator]) -> None:
+        width = trained_on[0].shape[1]
+        bound = width**-0.5
+
+        def drawn(*shape: int) -> nn.Parameter:  # as torch's linear layer draws them
+            return nn.Parameter(torch.stack([(2 * torch.rand(*shape, generator=g) - 1) * bound for g in draws]))
+
+        self.weight, self.bias = drawn(width, dim), drawn(1, dim)
+        self.mean = torch.stack([x.float().mean(0, keepdim=True) for x in trained_on])
+        std = torch.stack([x.float().std(0, correction=0, keepdim=True) for x in trained_on])
+        self.std = torch.where(std > 1e-6, std, 1.0)
+        most = max(len(x) for x in trained_on)
+        self.inputs = torch.stack([tf.pad(x.float(), (0, 0, 0, most - len(x))) for x in trained_on])
+        self.inputs = ((self.inputs - self.mean) / self.std).flatten(0, 1)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Embeddings of training items [P, B], counted through all sets."""
+        return self.project(self.inputs.index_select(0, rows.flatten()).unflatten(0, rows.shape))
+
+    def project(self, x: Tensor) -> Tensor:
+        return tf.gelu(torch.baddbmm(self.bias, x, self.weight))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.project((x.float() - self.mean) / self.std)
 
 
-def _branch(x: Tensor, dim: int, draws: torch.Generator) -> Branch:
-    """Weight and bias drawn as torch's linear layer draws them; mean and spread of the seen training features."""
-    bound, width = x.shape[1] ** -0.5, x.shape[1]
-    weight, bias = (
-        nn.Parameter((2 * torch.rand(*shape, generator=draws) - 1) * bound) for shape in ((dim, width), (dim,))
-    )
-    std = x.std(0, correction=0)
-    return weight, bias, x.mean(0), torch.where(std > 1e-6, std, 1.0)
+def _train(branches: list[_Branch], labels: list[Tensor], config: Alignment, draws: list[torch.Generator]) -> None:
+    parameters = [p for branch in branches for p in (branch.weight, branch.bias)]
+    optimiser = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+    lengths = torch.tensor([len(part) for part in labels])
+    targets = torch.stack([tf.pad(part, (0, int(lengths.max()) - len(part))) for part in labels])
+    batches = -(-int(lengths.max()) // config.batch_size)
+    rows = targets.shape[1] * torch.arange(len(labels))[:, None]
+    for _ in range(config.epochs):
+        orders = [torch.randperm(int(n), generator=g) for n, g in zip(lengths, draws)]
+        order = torch.stack([tf.pad(o, (0, config.batch_size + targets.shape[1] - len(o))) for o in orders])
+        for k in range(batches):
+            start, end = lengths * k // batches, lengths * (k + 1) // batches
+            at = start[:, None] + torch.arange(int((end - start).max()))
+            kept = order.gather(1, at)
+            loss = _losses(
+                branches[0].batch(rows + kept), branches[1].batch(rows + kept), targets.gather(1, kept),
+                at < end[:, None], config.loss, config.tau, config.cosine,
+            )  # fmt: skip
+            optimiser.zero_grad()
+            loss.sum().backward()
+            optimiser.step()
 
 
-def _project(x: Tensor, branch: Branch) -> Tensor:
-    weight, bias, mean, std = branch
-    return tf.gelu(tf.linear((x.float() - mean) / std, weight, bias))
+def _products(queries: Tensor, gallery: Tensor, cosine: bool) -> Tensor:
+    if cosine:
+        queries, gallery = tf.normalize(queries, dim=1), tf.normalize(gallery, dim=1)
+    return queries @ gallery.T
 
 
-def _retrieve(a: Sense, b: Sense, embed: Any, seen: list[int], unseen: list[int], cosine: bool) -> list[list[float]]:
-    """(unseen, seen, generalised) from the first sense to the second, and back."""
-    sides = [(embed[0](a.test), a.test_labels), (embed[1](b.test), b.test_labels)]
+def _retrieved(
+    products: Tensor, query_labels: Tensor, gallery_labels: Tensor, classes: list[int], unseen: list[int]
+) -> tuple[float, float, float, np.ndarray]:
+    """Accuracies (unseen, seen, generalised) from the products of all queries with the whole gallery, and confusions among all."""
+    place = {c: k for k, c in enumerate(classes)}
 
-    def pool(side: int, classes: list[int]) -> tuple[Tensor, Tensor]:
-        embedded, labels = sides[side]
-        kept = torch.isin(labels, torch.tensor(classes))
-        return embedded[kept], labels[kept]
+    def nearest(asked: list[int], among: list[int]) -> tuple[Tensor, Tensor]:
+        queries, gallery = (
+            torch.isin(labels, torch.tensor(kept)).nonzero()[:, 0]
+            for labels, kept in ((query_labels, asked), (gallery_labels, among))
+        )
+        return query_labels[queries], gallery_labels[gallery[products[queries][:, gallery].argmax(1)]]
 
-    out = []
-    for query, gallery in ((0, 1), (1, 0)):
-        row = []
-        for asked, among in ((unseen, unseen), (seen, seen), (unseen, seen + unseen)):
-            (q, q_labels), (g, g_labels) = pool(query, asked), pool(gallery, among)
-            row.append(retrieval_accuracy(q, g, q_labels, g_labels, cosine))
-        out.append(row)
-    return out
+    def share(asked: list[int], among: list[int]) -> float:
+        true, found = nearest(asked, among)
+        return float((true == found).double().mean())
+
+    seen = [c for c in classes if c not in unseen]
+    counts = np.zeros((len(classes),) * 2, np.int64)
+    for true, found in zip(*(part.tolist() for part in nearest(classes, classes))):
+        counts[place[true], place[found]] += 1
+    return share(unseen, unseen), share(seen, seen), share(unseen, classes), counts
