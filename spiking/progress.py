@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "open_display"]
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "open_display", "summary"]
 
 
 class Display:
@@ -15,7 +16,7 @@ class Display:
         """A run of so many epochs of so many steps begins (or goes on) at an epoch."""
 
     def step(self, step: int, running: dict[str, Any]) -> None:
-        """So many steps of the epoch are done; `running` holds loss, accuracy and rates so far."""
+        """So many steps of the epoch are done; `running` holds loss, accuracy and rates so far, samples and seconds."""
 
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
         """An epoch is complete."""
@@ -27,7 +28,8 @@ class Display:
         """The run is over, or was stopped."""
 
 
-def _summary(record: dict[str, Any], rates: bool = True) -> str:
+def summary(record: dict[str, Any], rates: bool = True) -> str:
+    """Loss, accuracies and firing rates of an epoch, complete or not, on one line."""
     parts = [f"loss {record['loss']:.3f}", f"accuracy {100 * record['accuracy']:5.1f} %"]
     if "validation_accuracy" in record:
         parts.append(f"validation {100 * record['validation_accuracy']:5.1f} %")
@@ -37,13 +39,13 @@ def _summary(record: dict[str, Any], rates: bool = True) -> str:
 
 
 class PlainDisplay(Display):
-    """One line an epoch."""
+    """One line an epoch. `summary(record, rates)` words its figures, those of unfinished epochs too."""
 
-    def __init__(self, file: IO[str] | None = None) -> None:
-        self._file = file or sys.stderr
+    def __init__(self, file: IO[str] | None = None, summary: Callable[..., str] = summary) -> None:
+        self._file, self._summary = file or sys.stderr, summary
 
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
-        self.message(f"epoch {record['epoch'] + 1}/{epochs}  {_summary(record)}  {record['seconds']:.1f} s")
+        self.message(f"epoch {record['epoch'] + 1}/{epochs}  {self._summary(record)}  {record['seconds']:.1f} s")
 
     def message(self, text: str) -> None:
         print(text, file=self._file, flush=True)
@@ -52,9 +54,10 @@ class PlainDisplay(Display):
 class RichDisplay(Display):
     """Two bars: epochs, and the steps of this one."""
 
-    def __init__(self, console: Any) -> None:
+    def __init__(self, console: Any, summary: Callable[..., str] = summary) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        self._summary = summary
         self._progress = Progress(
             TextColumn("{task.description:<6}"),
             BarColumn(bar_width=16),
@@ -71,10 +74,10 @@ class RichDisplay(Display):
         self._steps = self._progress.add_task("steps", total=steps, figures="")
 
     def step(self, step: int, running: dict[str, Any]) -> None:
-        self._progress.update(self._steps, completed=step, figures=_summary(running))
+        self._progress.update(self._steps, completed=step, figures=self._summary(running))
 
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
-        self._progress.update(self._epochs, completed=record["epoch"] + 1, figures=_summary(record, rates=False))
+        self._progress.update(self._epochs, completed=record["epoch"] + 1, figures=self._summary(record, rates=False))
         self._progress.update(self._steps, completed=0)
 
     def message(self, text: str) -> None:
@@ -84,9 +87,9 @@ class RichDisplay(Display):
         self._progress.stop()
 
 
-def open_display() -> Display:
-    """Bars if standard error is a terminal, plain lines otherwise."""
+def open_display(summary: Callable[..., str] = summary) -> Display:
+    """Bars if standard error is a terminal, plain lines otherwise; `summary(record, rates)` words the figures."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    return RichDisplay(console) if console.is_terminal else PlainDisplay()
+    return RichDisplay(console, summary) if console.is_terminal else PlainDisplay(summary=summary)

@@ -49,6 +49,7 @@ LOOK_AFTER = 10  # steps of the first epoch after which the rates are first look
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. `batch_size` counts samples over all ranks; `ema_decay` 0 and `clip_norm` 0 switch those off.
+    `accumulate`: parts in which a step goes through its batch, whose gradients are added up, where memory is short.
 
     Errors: SpikingError naming the field that is out of range.
     """
@@ -60,6 +61,7 @@ class TrainConfig:
     warmup_epochs: float = 3.0
     clip_norm: float = 0.0
     ema_decay: float = 0.98
+    accumulate: int = 1
     mixed_precision: str = "no"
     device: str = "auto"
     seed: int = 0
@@ -78,7 +80,8 @@ class TrainConfig:
             )
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 1, "batch_size": 1, "weight_decay": 0, "warmup_epochs": 0, "clip_norm": 0, "seed": 0}
+        at_least = {"epochs": 1, "batch_size": 1, "accumulate": 1}
+        at_least |= {"weight_decay": 0, "warmup_epochs": 0, "clip_norm": 0, "seed": 0}
         for name, low in at_least.items():
             if not (getattr(self, name) >= low and math.isfinite(getattr(self, name))):
                 raise SpikingError(f"TrainConfig.{name}: got {getattr(self, name)}; expected at least {low}.")
@@ -102,7 +105,7 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray, epoch: int | None) -> tuple[Tensor, Tensor]:
-        """Inputs [T, B, …] and labels [B] of these samples."""
+        """Inputs [T, B, …] and labels [B] of these samples, or what else the objective takes."""
         ...
 
 
@@ -127,10 +130,11 @@ class TensorBatches:
 
 
 class Objective(NamedTuple):
-    """What a step is judged by: a scalar loss, and scores [B, C] whose largest is the prediction."""
+    """What a step is judged by: a scalar loss, and scores [B, C] whose largest is the prediction; None where nothing is to be
+    predicted for a sample as a whole, as of a text: the loss then chooses the best epoch."""
 
     loss: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
 
 def rate_objective(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
@@ -141,7 +145,7 @@ def rate_objective(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
 
 @dataclass
 class Evaluation:
-    """Scores of every sample in order, with what follows from them; firing rates by layer."""
+    """Scores of every sample in order, with what follows from them (none where the objective gives none); firing rates by layer."""
 
     logits: np.ndarray
     labels: np.ndarray
@@ -299,15 +303,17 @@ class Trainer:
                 self._check_input("Trainer.evaluate", x, indices)
                 # The bare model: ranks may have unequal numbers of batches, and the distributed one would wait for all.
                 result = self.objective(self.model, x, labels)
-                scores = result.logits.float().cpu().numpy()
-                if not np.isfinite(scores).all():
+                scores = np.empty((len(indices), 0), np.float32)
+                if result.logits is not None:
+                    scores = result.logits.float().cpu().numpy()
+                if not (np.isfinite(scores).all() and math.isfinite(float(result.loss))):
                     raise SpikingError(f"Trainer.evaluate: {self._what_is_not_finite('Load other weights.')}")
                 parts.append((first, scores, labels.cpu().numpy(), float(result.loss), self._rates.latest()))
         self.model.train(was_training)
         if world > 1:
             parts = gather_object(parts)
         _, logits, targets, losses, rates = zip(*sorted(parts, key=lambda part: part[0]))
-        sizes = [len(part) for part in targets]
+        sizes = [len(part) for part in logits]
         return Evaluation(
             np.concatenate(logits),
             np.concatenate(targets),
@@ -326,7 +332,8 @@ class Trainer:
             everyone = order[place.step * self.config.batch_size : (place.step + 1) * self.config.batch_size]
             self._step(train, everyone[rank::world], len(everyone), place.epoch * steps + place.step, steps)
             place.step += 1
-            self.display.step(place.step, self._running())
+            seconds = place.seconds + time.perf_counter() - began
+            self.display.step(place.step, {**self._running(), "samples": place.samples, "seconds": seconds})
             if place.epoch == 0 and place.step == min(LOOK_AFTER, steps):
                 self._look_at_rates({k: v / place.samples for k, v in place.rates.items()})
             signal = received()
@@ -342,22 +349,33 @@ class Trainer:
         torch.manual_seed(seed_for(self.config.seed, 1, step, self.accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.config, step, steps_per_epoch) * group.get("lr_scale", 1.0)
-        x, labels = self._to_device(train.batch(indices, place.epoch))
-        self._check_input(f"Trainer: {self._where()}", x, indices)
-        result = self.objective(self._run, x, labels)
-        if not math.isfinite(float(result.loss.detach())):
-            advice = "Lower lr, or set clip_norm."
-            raise SpikingError(f"Trainer: {self._where()}: {self._what_is_not_finite(advice)}")
         # Ranks hold unequal shares of the last batch; this makes their mean the mean over samples.
-        share = len(indices) * self.accelerator.num_processes / n_everyone
+        share = self.accelerator.num_processes / n_everyone
         self._optimizer.zero_grad()
-        self.accelerator.backward(result.loss * share)
+        parts = np.array_split(indices, min(self.config.accumulate, len(indices)))
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(self._run):  # ranks exchange gradients once a step
+                self._add_gradients(train, part, share)
+        self._add_gradients(train, parts[-1], share)
         self._check_gradients()
         self._optimizer.step()
         if self._average is not None:
             self._average.update(step)
-        place.loss += float(result.loss.detach()) * len(indices)
-        place.correct += int((result.logits.detach().argmax(1) == labels).sum())
+
+    def _add_gradients(self, train: Batches, indices: np.ndarray, share: float) -> None:
+        place = self._position
+        x, labels = self._to_device(train.batch(indices, place.epoch))
+        self._check_input(f"Trainer: {self._where()}", x, indices)
+        result = self.objective(self._run, x, labels)
+        found = float(result.loss.detach())
+        if not math.isfinite(found):
+            advice = "Lower lr, or set clip_norm."
+            raise SpikingError(f"Trainer: {self._where()}: {self._what_is_not_finite(advice)}")
+        self.accelerator.backward(result.loss * (share * len(indices)))
+        place.loss += found * len(indices)
+        if result.logits is not None:
+            place.correct += int((result.logits.detach().argmax(1) == labels).sum())
+            place.scored += len(indices)
         place.samples += len(indices)
         for name, rate in self._rates.latest().items():
             place.rates[name] = place.rates.get(name, 0.0) + rate * len(indices)
@@ -371,9 +389,11 @@ class Trainer:
         if validation is not None:
             with self._averaged_weights():
                 held_out = self.evaluate(validation)
-                record["validation_loss"], record["validation_accuracy"] = held_out.loss, held_out.accuracy
-                # Of equally accurate epochs the one with the lower loss.
-                score = [held_out.accuracy, -held_out.loss]
+                record["validation_loss"], score = held_out.loss, [-held_out.loss]
+                if held_out.logits.shape[1]:
+                    record["validation_accuracy"] = held_out.accuracy
+                    # Of equally accurate epochs the one with the lower loss.
+                    score = [held_out.accuracy, -held_out.loss]
                 if place.best is None or score > place.best["score"]:
                     place.best = {"epoch": place.epoch, "score": score}
                     self._best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -389,7 +409,7 @@ class Trainer:
         place, n = self._position, max(1, self._position.samples)
         return {
             "loss": place.loss / n,
-            "accuracy": place.correct / n,
+            **({"accuracy": place.correct / place.scored} if place.scored else {}),
             "rates": {name: total / n for name, total in place.rates.items()},
         }
 
@@ -495,9 +515,10 @@ class Trainer:
             raise SpikingError("Trainer.fit: got resume=True without run_dir; expected the directory of the run.")
         found = ckpt.load(path, self.model)
         started_with = found.state.get("config", {})
+        defaults = asdict(TrainConfig())  # a setting that is younger than the run
         for name, value in asdict(self.config).items():
             longer = name == "epochs" and value > started_with.get(name, value)
-            if started_with.get(name) != value and name not in ("device", "log_with") and not longer:
+            if started_with.get(name, defaults[name]) != value and name not in ("device", "log_with") and not longer:
                 raise SpikingError(
                     f"{path}: the run was started with {name}={started_with.get(name)!r}; got {value!r}. "
                     "A run is resumed with its own settings, more epochs excepted; start another for others."
@@ -565,6 +586,7 @@ class _Position:
     step: int = 0
     loss: float = 0.0
     correct: int = 0
+    scored: int = 0
     samples: int = 0
     seconds: float = 0.0
     rates: dict[str, float] = field(default_factory=dict)
@@ -574,8 +596,8 @@ class _Position:
     train_size: int = 0
 
     def next_epoch(self) -> None:
-        self.epoch, self.step, self.loss, self.correct, self.samples, self.seconds = self.epoch + 1, 0, 0.0, 0, 0, 0.0
-        self.rates = {}
+        self.epoch, self.step, self.loss, self.correct = self.epoch + 1, 0, 0.0, 0
+        self.scored, self.samples, self.seconds, self.rates = 0, 0, 0.0, {}
 
 
 class _Rates:
