@@ -1,5 +1,6 @@
 """Whole models, one room each."""
 
+from spiking.models.diffusion import SpikingUNet, UNetConfig
 from spiking.models.iir import SpikingResNet, SpikingVGG
 from spiking.models.lsm import LiquidStateMachine
 from spiking.models.nmnist import NMNISTConfig, NMNISTNet
@@ -12,5 +13,7 @@ __all__ = [
     "SpikeGPT",
     "SpikeGPTConfig",
     "SpikingResNet",
+    "SpikingUNet",
     "SpikingVGG",
+    "UNetConfig",
 ]

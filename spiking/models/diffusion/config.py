@@ -1,0 +1,93 @@
+"""Every number of a spiking diffusion model, with its default."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from spiking.errors import SpikingError
+
+__all__ = ["DiffusionConfig", "UNetConfig", "check"]
+
+
+def check(config: Any, choices: dict[str, tuple[str, ...]], ranges: dict[str, tuple[float, float]]) -> None:
+    """Raise SpikingError naming the field that is no choice, or out of range."""
+    kind = type(config).__name__
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise SpikingError(f'{kind}.{name}: got "{getattr(config, name)}"; expected {" or ".join(allowed)}.')
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            above = f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            raise SpikingError(f"{kind}.{name}: got {value}; expected {above}.")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The denoiser. The defaults are the published network for CIFAR-10 (66,696,413 parameters).
+
+    `multipliers`: channels of each level, times `channels`; images must be divisible by 2^(levels - 1). `beta` below 1 gives
+    the neurons a leak. `readout`: "exp" weighs time step n with `decay`^(T-1-n), "mean" takes the mean. `input_skip` adds the
+    noisy image, times a learned function of the diffusion step, to the output. `classes` above 0 conditions on labels.
+    """
+
+    image_channels: int = 3
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    blocks: int = 2
+    timesteps: int = 4
+    n_diffusion_steps: int = 1000
+    classes: int = 0
+    threshold: float = 1.0
+    beta: float = 1.0
+    surrogate_alpha: float = 2.0
+    readout: str = "exp"
+    decay: float = 0.8
+    input_skip: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))  # a list, from JSON
+        check(
+            self,
+            {"readout": ("exp", "mean")},
+            {
+                "image_channels": (1, math.inf),
+                "channels": (2, math.inf),
+                "blocks": (1, math.inf),
+                "timesteps": (1, math.inf),
+                "n_diffusion_steps": (1, math.inf),
+                "classes": (0, math.inf),
+                "beta": (0, 1),
+                "decay": (0, 1),
+            },
+        )
+        if not self.multipliers or any(not isinstance(m, int) or m < 1 for m in self.multipliers):
+            raise SpikingError(
+                f"UNetConfig.multipliers: got {self.multipliers}; expected whole numbers of at least 1, one a level."
+            )
+        if self.channels % 2:
+            raise SpikingError(
+                f"UNetConfig.channels: got {self.channels}; expected an even number (sines and cosines of the diffusion step)."
+            )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise and what is predicted: `schedule` of the variances, `prediction` "eps", "x0" or "v".
+
+    beta_first and beta_last are those of the linear schedule; the cosine one has no parameters.
+    """
+
+    schedule: str = "linear"
+    beta_first: float = 1e-4
+    beta_last: float = 0.02
+    prediction: str = "eps"
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            {"schedule": ("linear", "cosine"), "prediction": ("eps", "x0", "v")},
+            {"beta_first": (1e-12, 0.999), "beta_last": (1e-12, 0.999)},
+        )
