@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import backend
 
-__all__ = ["Counted", "count", "narrow"]
+__all__ = ["Counted", "Counting", "count", "narrow"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LARGEST_FAN = 1 << 17  # sums of a block are 32-bit
@@ -29,6 +29,57 @@ class Counted(NamedTuple):
     """For each step the distinct magnitudes that are not zero (None: too many), and whether a value is negative. None with `ones`."""
 
 
+class Counting:
+    """The counting of inputs [rows, n] of one kind: room for the counts of one of them, and all else that the compiled pass is told.
+
+    `fans` are int32 [n], or None; see `count`, of which this is the part that passes that are alike need only once.
+    """
+
+    def __init__(
+        self, rows: int, n: int, steps: int, dtype: torch.dtype, fans: tuple[Tensor | None, Tensor | None], values: bool
+    ) -> None:
+        module = backend.kernels()
+        self._run, self._fans, self._values = module.count, fans, values
+        self._shape = rows, steps
+        threads = backend.threads() if rows * n >= 1 << 16 else 1
+        self._whole = np.zeros(3 * rows + n, np.int64)
+        self._real = np.empty(rows + threads * steps * module.LEVELS)
+        self._met = np.zeros((2, threads, steps), np.int32)
+        to, to_real, to_met = (a.ctypes.data for a in (self._whole, self._real, self._met))
+        self._call = (
+            *(0 if f is None else f.data_ptr() for f in fans),
+            to,
+            to + 8 * rows,
+            to_real,
+            to + 24 * rows if values else 0,
+            to_real + 8 * rows if values else 0,
+            to_met,
+            to_met + 4 * threads * steps,
+            rows,
+            n,
+            steps,
+            _DTYPES.index(dtype),
+            threads,
+        )
+
+    def __call__(self, x: Tensor) -> Counted:
+        """Count x, contiguous and of that kind; the counts are those of this room, until it is cleared."""
+        found = self._run(x.data_ptr(), *self._call)
+        rows, steps = self._shape
+        whole, ones = self._whole, bool(found & 1)
+        levels = None
+        if self._values and not ones:
+            seen = self._real[rows:].reshape(self._met.shape[1], steps, -1)
+            levels = [_levels(seen[:, t], self._met[0, :, t], self._met[1, :, t]) for t in range(steps)]
+        synops = whole[rows : 3 * rows].reshape(2, rows)
+        return Counted(whole[:rows], synops, self._real[:rows], whole[3 * rows :], ones, bool(found & 2), levels)
+
+    def clear(self) -> None:
+        """Be ready for another input."""
+        self._whole[3 * self._shape[0] :] = 0
+        self._met.fill(0)
+
+
 def count(
     x: Tensor, steps: int, fan: Tensor | None = None, fan_nonzero: Tensor | None = None, *, values: bool = True
 ) -> Counted | None:
@@ -44,41 +95,10 @@ def count(
     fits = x.dtype in _DTYPES and x.numel() > 0 and x.device.type == "cpu" and x.dim() == 2
     if not fits or backend.choose(x.device).name != "cpu":
         return None
-    fans = [None if f is None else narrow(f) for f in (fan, fan_nonzero)]
-    if fan is not None and fans[0] is None:
+    first, second = (None if f is None else narrow(f) for f in (fan, fan_nonzero))
+    if fan is not None and first is None:
         return None
-    module = backend.compiled()
-    assert module is not None
-    x = x.contiguous()
-    rows, n = x.shape
-    threads = backend.threads() if x.numel() >= 1 << 16 else 1
-    whole = np.zeros(3 * rows + n, np.int64)
-    real = np.empty(rows + threads * steps * module.LEVELS)
-    met = np.zeros((2, threads, steps), np.int32)
-    to, to_real, to_met = whole.ctypes.data, real.ctypes.data, met.ctypes.data
-    found = module.count(
-        x.data_ptr(),
-        *(0 if f is None else f.data_ptr() for f in fans),
-        to,
-        to + 8 * rows,
-        to_real,
-        to + 24 * rows if values else 0,
-        to_real + 8 * rows if values else 0,
-        to_met,
-        to_met + 4 * threads * steps,
-        rows,
-        n,
-        steps,
-        _DTYPES.index(x.dtype),
-        threads,
-    )
-    ones, finite = bool(found & 1), bool(found & 2)
-    nonzero, synops, per_element = whole[:rows], whole[rows : 3 * rows].reshape(2, rows), whole[3 * rows :]
-    levels = None
-    if values and not ones:
-        seen = real[rows:].reshape(threads, steps, -1)
-        levels = [_levels(seen[:, t], met[0, :, t], met[1, :, t]) for t in range(steps)]
-    return Counted(nonzero, synops, real[:rows], per_element, ones, finite, levels)
+    return Counting(*x.shape, steps, x.dtype, (first, second), values)(x.contiguous())
 
 
 def narrow(fan: Tensor) -> Tensor | None:

@@ -226,8 +226,7 @@ class _Tally:
 
     def leave(self, x: Tensor, found: int) -> None:
         if self.watch is not None and found >= 0:
-            per_input = self.per_input.sum(0, dtype=np.int64)
-            self.watch.leave_input(x, watch.InputCounts(self.per_row, per_input, bool(found & 1)))
+            self.watch.leave_input(x, watch.InputCounts(self.per_row, self.per_input, bool(found & 1)))
 
 
 def _bits_for(x: Tensor) -> Tensor:

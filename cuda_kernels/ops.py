@@ -159,8 +159,7 @@ def run_forward(
         watching = watch.current() if s.numel() else None
         counts = None
         if watching is not None:
-            reach = watching.take_reach(features)
-            counts = watch.NeuronCounts(threads, steps, shape[1], features, drive is not None, reach)
+            counts = watching.room(threads, steps, shape[1], features, drive is not None)
         call = (packed, numbers, threads, driven, [] if counts is None else counts.call, constant)
         binary = backend.kernels().neuron_forward(*addresses, *sizes, *call)
         if watching is not None and counts is not None:

@@ -36,7 +36,7 @@ class Folded(NamedTuple):
     """Sums of counts, int64."""
 
     by_step: np.ndarray  # [planes, T]
-    by_sample: np.ndarray  # [planes, B]
+    by_sample: np.ndarray  # [planes, B], or of several passes [planes, passes·B]
     by_neuron: np.ndarray  # [features]
 
 
@@ -47,23 +47,23 @@ class NeuronCounts:
     there, 3 those of them beyond the last whole window; last, with a `reach`, what the spikes reach.
     """
 
-    __slots__ = ("_folded", "batch", "binary", "counts", "driven", "features", "planes", "reach", "steps")
+    __slots__ = (
+        "batch", "binary", "call", "counts", "driven", "features", "folded", "kind", "planes", "reach", "shared", "steps"
+    )  # fmt: skip
 
     def __init__(
         self, threads: int, steps: int, batch: int, features: int, driven: bool = False, reach: Reach | None = None
     ) -> None:
+        self.kind = (threads, steps, batch, features, driven, reach)
         self.planes = 2 + 2 * driven + (0 if reach is None else 1 + (reach.nonzero is not None))
         self.steps, self.batch, self.features = steps, batch, features
         self.driven, self.reach = driven, reach
         self.counts = np.zeros((threads, self.planes * steps * batch + features + 1), np.int32)
+        to = (0, 0) if reach is None else reach.addresses
+        self.call = [features, self.counts.ctypes.data, *to, self.counts.shape[1]]  # as the compiled module takes it
         self.binary = True  # every output is 0 or 1
-        self._folded: Folded | None = None
-
-    @property
-    def call(self) -> list[int]:
-        """As the compiled module takes it."""
-        to = (0, 0) if self.reach is None else self.reach.addresses
-        return [self.features, self.counts.ctypes.data, *to, self.counts.shape[1]]
+        self.shared = False  # several watches have these
+        self.folded: Folded | None = None
 
     @property
     def active(self) -> np.ndarray:
@@ -88,34 +88,34 @@ class NeuronCounts:
     @property
     def per_neuron(self) -> np.ndarray:
         """[features] spikes."""
+        if self.folded is None:
+            self.folded = fold([self])
         return self.folded.by_neuron
 
     def _plane(self, i: int) -> np.ndarray:
         cells = self.steps * self.batch
         return self.counts[:, i * cells : (i + 1) * cells].sum(0, dtype=np.int64).reshape(self.steps, self.batch)
 
-    @property
-    def folded(self) -> Folded:
-        """The sums, made once."""
-        if self._folded is None:
-            steps, samples = self.planes * self.steps, self.planes * self.batch
-            sums = np.zeros(steps + samples + self.features, np.int64)
-            to, size = sums.ctypes.data, sums.itemsize
-            sizes = (self.planes, self.steps, self.batch, self.features, 1)
-            module = backend.compiled()
-            assert module is not None  # who else would have counted
-            addresses = (to, to + size * steps, to + size * (steps + samples))
-            module.fold(self.counts.ctypes.data, len(self.counts), *sizes, *addresses)
-            by_step, by_sample = sums[:steps].reshape(self.planes, -1), sums[steps : steps + samples]
-            self._folded = Folded(by_step, by_sample.reshape(self.planes, -1), sums[steps + samples :])
-        return self._folded
+
+def fold(found: list[NeuronCounts], clear: bool = False) -> Folded:
+    """The sums of counts of one kind; with `clear`, the counters are zero afterwards, unless others have them, too."""
+    one, n = found[0], len(found)
+    clear = clear and not any(counts.shared for counts in found)
+    steps, samples = one.planes * one.steps, one.planes * n * one.batch
+    sums = np.zeros(steps + samples + one.features, np.int64)
+    to, size = sums.ctypes.data, sums.itemsize
+    sizes = (one.planes, one.steps, one.batch, one.features, 1)
+    addresses = (to, to + size * steps, to + size * (steps + samples))
+    backend.kernels().fold([counts.call[1] for counts in found], len(one.counts), *sizes, *addresses, clear)
+    by_step, by_sample = sums[:steps].reshape(one.planes, -1), sums[steps : steps + samples]
+    return Folded(by_step, by_sample.reshape(one.planes, -1), sums[steps + samples :])
 
 
 class InputCounts(NamedTuple):
     """Counts of the input [rows, n] of a weight layer."""
 
     per_row: np.ndarray  # [rows] int64
-    per_input: np.ndarray  # [n] int64
+    per_input: np.ndarray  # [threads, n]
     binary: bool  # every input is 0 or 1
 
 
@@ -129,6 +129,7 @@ class Watch:
         self._reach: Reach | None = None
         self._neurons: dict[tuple[int, int], NeuronCounts] = {}
         self._inputs: dict[int, InputCounts] = {}
+        self._spare: dict[tuple[Any, ...], list[NeuronCounts]] = {}  # all zero, by kind
 
     def start(self) -> None:
         """Be in force in this thread or task, beside those that are already."""
@@ -146,10 +147,22 @@ class Watch:
         """A layer of neurons is about to run."""
         self._reach = self.reaches.get(id(neuron))
 
-    def take_reach(self, features: int) -> Reach | None:
-        """What the spikes of the neurons that run now reach, if that is wanted."""
-        found, self._reach = self._reach, None
-        return found if found is not None and found.stored.numel() == features else None
+    def room(self, threads: int, steps: int, batch: int, features: int, driven: bool) -> NeuronCounts:
+        """Where the counts of the neurons go that run now, with what their spikes reach if that is wanted."""
+        reach, self._reach = self._reach, None
+        reach = reach if reach is not None and reach.stored.numel() == features else None
+        spare = self._spare.get((threads, steps, batch, features, driven, reach))
+        return spare.pop() if spare else NeuronCounts(threads, steps, batch, features, driven, reach)
+
+    def give_back(self, counts: list[NeuronCounts]) -> None:
+        """Counts that were taken from `room` and are zero again; they may go to other neurons."""
+        if any(found.shared for found in counts):
+            return
+        if len(self._spare) > _KINDS:
+            self._spare.clear()
+        for found in counts:
+            found.folded = None
+        self._spare.setdefault(counts[0].kind, []).extend(counts)
 
     def leave_neurons(self, x: Tensor, s: Tensor, counts: NeuronCounts) -> None:
         """File the counts of neurons with input x and output s, until the layer is heard of."""
@@ -171,11 +184,12 @@ class Watch:
         """What was counted of a layer's input x [.., n]; None if it was not."""
         found = self._inputs.get(x.data_ptr())
         self._inputs.clear()
-        if found is None or not x.is_contiguous() or found.per_input.size != x.shape[-1]:
+        if found is None or not x.is_contiguous() or found.per_input.shape[1] != x.shape[-1]:
             return None
-        return found if found.per_row.size * found.per_input.size == x.numel() else None
+        return found if found.per_row.size * found.per_input.shape[1] == x.numel() else None
 
 
+_KINDS = 64  # of counts, of which spare ones are kept
 _in_force: ContextVar[tuple[Watch, ...]] = ContextVar("spiking_watches", default=())
 
 
@@ -196,11 +210,13 @@ class Watches:
             watch.together(pool, neuron, x, s)
 
     def begins(self, neuron: nn.Module) -> None:
-        """See `Watch.begins`; each wants other sums, so nobody gets them."""
+        """See `Watch.begins`."""
 
-    def take_reach(self, features: int) -> Reach | None:
-        """See `Watch.take_reach`."""
-        return None
+    def room(self, threads: int, steps: int, batch: int, features: int, driven: bool) -> NeuronCounts:
+        """See `Watch.room`; nobody gets sums of what spikes reach, and nobody may give the counts back."""
+        counts = NeuronCounts(threads, steps, batch, features, driven)
+        counts.shared = True
+        return counts
 
     def leave_neurons(self, x: Tensor, s: Tensor, counts: NeuronCounts) -> None:
         """See `Watch.leave_neurons`."""

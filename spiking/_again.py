@@ -1,23 +1,45 @@
 """A layer that runs as it did in an earlier pass: the same shapes, fed by the same layer, counted in the same way.
 
-Then all that its row of the trace needs is known but the numbers: they are added to the row in place, and few questions are asked. What
-differs in any way takes the long way of `spiking._rows`, which comes to the same counts.
+Then all that its row of the trace needs is known but the numbers, and few questions are asked. The numbers of a few such passes are kept
+as kernels left them, and added to the row together. What differs in any way takes the long way of `spiking._rows`, which comes to the
+same counts.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spiking import _counters as counters
 from spiking._counters import Levels
 from spiking._forward_pass import ForwardPass, Growing, LayerPass, join_levels, version
-from spiking.cuda_kernels import counting
-from spiking.cuda_kernels.watch import InputCounts, NeuronCounts, Reach, Watch
+from spiking.cuda_kernels import backend, counting
+from spiking.cuda_kernels.watch import Folded, InputCounts, NeuronCounts, Reach, Watch, fold
 from spiking.trace import LayerTrace
+
+
+class Sums:
+    """What several passes add to the rows: how many there are, what grows with them, and sums that several rows want."""
+
+    def __init__(self, passes: int, samples: dict[str, Growing], silent: np.ndarray) -> None:
+        self.passes, self.samples, self.silent = passes, samples, silent
+        self._folded: dict[int, tuple[list[NeuronCounts], Folded]] = {}
+
+    def of(self, found: list[NeuronCounts]) -> Folded:
+        """The counts of neurons, one of each pass."""
+        key = id(found[0])
+        if key not in self._folded:
+            self._folded[key] = found, fold(found, clear=True)
+        return self._folded[key][1]
+
+    def give_back(self, watch: Watch) -> None:
+        """The counters may be used again."""
+        for found, _ in self._folded.values():
+            watch.give_back(found)
 
 
 class Again(ABC):
@@ -32,6 +54,7 @@ class Again(ABC):
         self.maker = done.operand_of[0] if done.operand_of else ""
         self.shape, self.dtype = x.shape, x.dtype
         self.constants = [(done.row.counts[name], value) for name, value in constants.items() if value]
+        self.found: list[Any] = []  # in passes that are not in the row yet
 
     @abstractmethod
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
@@ -48,10 +71,11 @@ class Again(ABC):
             and run.calls.get(self.label, 0) == self.call
         )
 
-    def starts(self, run: ForwardPass) -> None:
+    def starts(self, run: ForwardPass, found: Any = None) -> None:
         """Be the layer's part of the pass."""
         run.calls[self.label] = self.call + 1
         run.layers[self.row.name] = self
+        self.found.append(found)
 
     def made(self, run: ForwardPass, x: Tensor) -> bool:
         """Whether the layer before made x."""
@@ -61,21 +85,26 @@ class Again(ABC):
     def check(self) -> None:  # noqa: B027 (nothing to look at: a LayerPass, its twin, has)
         """Shapes are those of the row."""
 
-    def commit(self, fresh: bool, samples: dict[str, Growing], silent: np.ndarray) -> None:
-        """Add the pass to the row; see `LayerPass.commit`."""
+    def drop(self) -> None:
+        """The pass that goes on did not end well."""
+        del self.found[-1:]
+
+    def commit(self, sums: Sums) -> None:
+        """Add the first passes that wait to the row; see `LayerPass.commit`."""
+        found, self.found = self.found[: sums.passes], self.found[sums.passes :]
         row = self.row
         for counter, value in self.constants:
-            counter += value
-        row.syn_sample = row.spikes_sample = row.updates_sample = silent
-        self.add(row, samples)
+            counter += value * sums.passes
+        row.syn_sample = row.spikes_sample = row.updates_sample = sums.silent
+        self.add(row, found, sums)
 
     @abstractmethod
-    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
+    def add(self, row: LayerTrace, found: list[Any], sums: Sums) -> None:
         """Add what differs from pass to pass."""
 
-    def grow(self, samples: dict[str, Growing], name: str, values: np.ndarray) -> None:
+    def grow(self, sums: Sums, name: str, values: np.ndarray) -> None:
         """Append a sum of each sample."""
-        setattr(self.row, name, samples[f"{self.row.name} {name}"].with_more(values))
+        setattr(self.row, name, sums.samples[f"{self.row.name} {name}"].with_more(values))
 
 
 class NormAgain(Again):
@@ -88,8 +117,34 @@ class NormAgain(Again):
         run.produced(y, self.row.name)
         return True
 
-    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
+    def add(self, row: LayerTrace, found: list[None], sums: Sums) -> None:
         """Nothing."""
+
+
+class Rooms:
+    """Counts the inputs of one layer, each in a room that is used again when its counts are in the trace."""
+
+    def __init__(self, of: Again, fans: tuple[Tensor | None, Tensor | None], values: bool) -> None:
+        rows = of.next_step * of.samples
+        self._kind = rows, of.shape.numel() // rows, of.next_step, of.dtype, fans, values
+        self._spare: list[counting.Counting] = []
+        self._threads = 0
+
+    def count(self, x: Tensor) -> tuple[counting.Counting, counting.Counted] | None:
+        """The counts of x, which fits, and their room; None where the compiled module is not to be used."""
+        if backend.choose(x.device).name != "cpu":
+            return None
+        if self._threads != backend.threads():
+            self._threads = backend.threads()
+            self._spare.clear()
+        room = self._spare.pop() if self._spare else counting.Counting(*self._kind)
+        return room, room(x)
+
+    def clear(self, rooms: list[counting.Counting]) -> None:
+        """The counts are in the trace."""
+        for room in rooms:
+            room.clear()
+        self._spare += rooms
 
 
 class PoolAgain(Again):
@@ -98,57 +153,56 @@ class PoolAgain(Again):
     def __init__(self, done: LayerPass, x: Tensor, constants: dict[str, int], windows: Tensor) -> None:
         super().__init__(done, x, constants)
         self.windows = None if bool((windows == 1).all()) else windows
+        self.rooms = Rooms(self, (self.windows, None), values=False)
 
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
         if not (self.fits(run, x) and self.made(run, x)):
             return False
-        rows = x.detach().view(self.next_step * self.samples, -1)
-        found = counting.count(rows, self.next_step, self.windows, values=False)
+        found = self.rooms.count(x)
         if found is None:
             return False
-        self.found = found
-        self.starts(run)
+        self.starts(run, found)
         run.produced(y, self.row.name)
         return True
 
-    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
-        nnz = self.found.nonzero.reshape(self.next_step, -1).sum(1)
-        reached = nnz if self.windows is None else self.found.synops[0].reshape(self.next_step, -1).sum(1)
-        row.counts["in_nnz"] += nnz
-        row.counts["pool_adds"] += reached
+    def add(self, row: LayerTrace, found: list[tuple[counting.Counting, counting.Counted]], sums: Sums) -> None:
+        for _, counted in found:
+            nnz = counted.nonzero.reshape(self.next_step, -1).sum(1)
+            reached = nnz if self.windows is None else counted.synops[0].reshape(self.next_step, -1).sum(1)
+            row.counts["in_nnz"] += nnz
+            row.counts["pool_adds"] += reached
+        self.rooms.clear([room for room, _ in found])
 
 
 class NeuronAgain(Again):
     """Neurons that count while they run."""
 
-    counts: NeuronCounts
-
     def __init__(self, done: LayerPass, x: Tensor, constants: dict[str, int]) -> None:
         super().__init__(done, x, constants)
-        updates = constants["updates"] * done.steps // max(done.samples, 1)
-        self.updates = np.full(done.samples, updates, np.int64)
+        self.updates = constants["updates"] * done.steps // max(done.samples, 1)  # of a sample
 
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
         if not (self.fits(run, x) and self.made(run, x)):
             return False
         found = watch.take_neurons(x, y)
-        return found is not None and found.binary and self.takes(run, found, y)
+        return found is not None and self.takes(run, found, y)
 
     def takes(self, run: ForwardPass, found: NeuronCounts, y: Tensor) -> bool:
         """Take a call of which these are the counts."""
-        self.counts = found
-        self.starts(run)
+        if not found.binary or (self.found and found.kind != self.found[0].kind):
+            return False
+        self.starts(run, found)
         run.produced(y, self.row.name, found)
         return True
 
-    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
-        by_step, by_sample, by_neuron = self.counts.folded
+    def add(self, row: LayerTrace, found: list[NeuronCounts], sums: Sums) -> None:
+        by_step, by_sample, by_neuron = sums.of(found)
         row.counts["updates_active"] += by_step[0]
         row.counts["out_nnz"] += by_step[1]
         row.counts["spikes"] += by_step[1]
         row.spike_count += by_neuron
-        self.grow(samples, "spikes_sample", by_sample[1])
-        self.grow(samples, "updates_sample", self.updates)
+        self.grow(sums, "spikes_sample", by_sample[1])
+        self.grow(sums, "updates_sample", np.full(self.samples * sums.passes, self.updates, np.int64))
 
 
 class TogetherAgain(Again):
@@ -162,16 +216,25 @@ class TogetherAgain(Again):
         after = self.neurons
         fits = self.fits(run, x) and run.calls.get(after.label, 0) == after.call and self.made(run, x)
         found = watch.take_neurons(x, y) if fits else None
-        if found is None or not found.binary:
+        if found is None or not after.takes(run, found, y):
             return False
-        self.starts(run)
-        return self.neurons.takes(run, found, y)
+        self.starts(run, found)
+        return True
 
-    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
+    def add(self, row: LayerTrace, found: list[NeuronCounts], sums: Sums) -> None:
         if self.averages:
-            by_step = self.neurons.counts.folded.by_step
+            by_step = sums.of(found).by_step
             row.counts["in_nnz"] += by_step[2]
             row.counts["pool_adds"] += by_step[2] - by_step[3]
+
+
+class Operand(NamedTuple):
+    """The operand of weights in one pass: whether it was the same in every step, its counts, and what comes with them."""
+
+    repeated: bool
+    counts: Any
+    room: counting.Counting | None = None
+    levels: list[Levels] | None = None  # of each step; None for spikes
 
 
 class WeightsAgain(Again):
@@ -182,35 +245,30 @@ class WeightsAgain(Again):
     ) -> None:
         super().__init__(done, x, constants)
         self.version, self.uniform, self.reach = version(weight), uniform, reach
-        self.repeated = False
         self.settled = False  # whether the levels hold all that spikes can add
 
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
         if not self.fits(run, x) or version(module.weight) != self.version:
             return False
-        found = run.maker(x)
-        known = None if found is None else found.counts
-        if self.maker != ("" if found is None else found.name) or not self.finds(watch, x, known):
+        made = run.maker(x)
+        if self.maker != ("" if made is None else made.name):
             return False
-        self.repeated = self.row.repeated_input and self._repeats(x)
-        self.starts(run)
+        found = self.finds(watch, x, None if made is None else made.counts)
+        if found is None:
+            return False
+        self.starts(run, found)
         run.produced(y, self.row.name)
         return True
 
     @abstractmethod
-    def finds(self, watch: Watch, x: Tensor, known: Any) -> bool:
+    def finds(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
         """Find the counts of x; `known` are those that its maker has."""
 
-    @abstractmethod
-    def nonzeros(self) -> np.ndarray:
-        """[T, B] of what was found."""
+    def repeats(self, x: Tensor, nonzeros: np.ndarray) -> bool:
+        """Whether all steps of x are equal, of which so many numbers are not zero, [T, B]."""
+        return counters.repeated(nonzeros, x.detach().view(self.next_step, -1))
 
-    def _repeats(self, x: Tensor) -> bool:
-        return counters.repeated(self.nonzeros(), x.detach().view(self.next_step, -1))
-
-    def add_spikes(
-        self, row: LayerTrace, samples: dict[str, Growing], by_step: np.ndarray, by_input: np.ndarray
-    ) -> None:
+    def add_spikes(self, row: LayerTrace, by_step: np.ndarray, by_input: np.ndarray) -> None:
         """Add an operand that is 0 and 1."""
         row.counts["in_nnz"] += by_step
         row.in_abs_sum += by_step
@@ -219,86 +277,75 @@ class WeightsAgain(Again):
             join_levels(row, counters.levels_of_spikes(by_step))
             self.settled = bool(by_step.all())
 
-    def commit(self, fresh: bool, samples: dict[str, Growing], silent: np.ndarray) -> None:
-        super().commit(fresh, samples, silent)
-        self.row.repeated_input = self.repeated
+    def commit(self, sums: Sums) -> None:
+        still = all(one.repeated for one in self.found[: sums.passes])
+        super().commit(sums)
+        self.row.repeated_input = self.row.repeated_input and still
 
-    def add_synops(
-        self, row: LayerTrace, samples: dict[str, Growing], all_weights: Any, nonzero: Any, each: Any
-    ) -> None:
+    def add_synops(self, row: LayerTrace, sums: Sums, all_weights: Any, nonzero: Any, each: Any) -> None:
         """Add synaptic operations: of each step with all weights, with those that are not zero, and of each sample."""
         row.counts["syn"] += all_weights
         row.counts["syn_eff"] += nonzero
-        self.grow(samples, "syn_sample", each)
+        self.grow(sums, "syn_sample", each)
 
 
 class ReadsNeurons(WeightsAgain):
     """The operand was counted when it left its neurons."""
 
-    counts: NeuronCounts
-
-    def finds(self, watch: Watch, x: Tensor, known: Any) -> bool:
+    def finds(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
         if type(known) is not NeuronCounts or (self.uniform is None and known.reach is not self.reach):
-            return False
-        self.counts = known
-        return True
+            return None
+        return Operand(self.row.repeated_input and self.repeats(x, known.spikes), known)
 
-    def nonzeros(self) -> np.ndarray:
-        return self.counts.spikes
-
-    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
-        by_step, by_sample, by_neuron = self.counts.folded
-        self.add_spikes(row, samples, by_step[1], by_neuron)
+    def add(self, row: LayerTrace, found: list[Operand], sums: Sums) -> None:
+        of_neurons = [one.counts for one in found]
+        by_step, by_sample, by_neuron = sums.of(of_neurons)
+        self.add_spikes(row, by_step[1], by_neuron)
         if self.uniform is not None:
             syn = by_step[1] * self.uniform
-            self.add_synops(row, samples, syn, syn, by_sample[1] * self.uniform)
+            self.add_synops(row, sums, syn, syn, by_sample[1] * self.uniform)
             return
-        first = 4 if self.counts.driven else 2
+        first = 4 if of_neurons[0].driven else 2
         last = first if self.reach.nonzero is None else first + 1
-        self.add_synops(row, samples, by_step[first], by_step[last], by_sample[first])
+        self.add_synops(row, sums, by_step[first], by_step[last], by_sample[first])
 
 
 class ReadsCounted(WeightsAgain):
     """An event-driven layer counted the spikes of its operand."""
 
-    counts: InputCounts
-
-    def finds(self, watch: Watch, x: Tensor, known: Any) -> bool:
+    def finds(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
         found = watch.take_input(x) if known is None else None
         if found is None or not found.binary:
-            return False
-        self.counts = found
-        return True
+            return None
+        nonzeros = found.per_row.reshape(self.next_step, self.samples)
+        return Operand(self.row.repeated_input and self.repeats(x, nonzeros), found)
 
-    def nonzeros(self) -> np.ndarray:
-        return self.counts.per_row.reshape(self.next_step, self.samples)
-
-    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
+    def add(self, row: LayerTrace, found: list[Operand], sums: Sums) -> None:
         assert self.uniform is not None  # else there is no such plan
-        nnz = self.nonzeros()
+        of_inputs: list[InputCounts] = [one.counts for one in found]
+        nnz = np.concatenate([counts.per_row.reshape(self.next_step, -1) for counts in of_inputs], axis=1)
         by_step = nnz.sum(1)
-        self.add_spikes(row, samples, by_step, self.counts.per_input)
+        self.add_spikes(row, by_step, np.concatenate([counts.per_input for counts in of_inputs]).sum(0, dtype=np.int64))
         syn = by_step * self.uniform
-        self.add_synops(row, samples, syn, syn, nnz.sum(0) * self.uniform)
+        self.add_synops(row, sums, syn, syn, nnz.sum(0) * self.uniform)
 
 
 class ReadsTensor(WeightsAgain):
     """The operand is counted here, in one compiled pass."""
 
-    counts: counting.Counted
+    def __init__(
+        self, done: LayerPass, x: Tensor, constants: dict[str, int], weight: Tensor, uniform: int | None, reach: Reach
+    ) -> None:
+        super().__init__(done, x, constants, weight, uniform, reach)
+        self.rooms = Rooms(self, (reach.stored, reach.nonzero), values=True)
 
-    def finds(self, watch: Watch, x: Tensor, known: Any) -> bool:
-        if known is not None:
-            return False
-        rows = x.detach().view(self.next_step * self.samples, -1)
-        found = counting.count(rows, self.next_step, self.reach.stored, self.reach.nonzero)
-        if found is None or not found.finite:
-            return False
-        self.counts, self.levels = found, self._levels(found, x)
-        return True
-
-    def nonzeros(self) -> np.ndarray:
-        return self.counts.nonzero.reshape(self.next_step, self.samples)
+    def finds(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
+        found = None if known is not None else self.rooms.count(x)
+        if found is None or not found[1].finite:
+            return None
+        room, counted = found
+        repeated = self.row.repeated_input and self.repeats(x, counted.nonzero.reshape(self.next_step, -1))
+        return Operand(repeated, counted, room, self._levels(counted, x))
 
     def _levels(self, found: counting.Counted, x: Tensor) -> list[Levels] | None:
         """Of each step; None for spikes. A step that is known to be analogue stays so, and is not looked at again."""
@@ -306,17 +353,24 @@ class ReadsTensor(WeightsAgain):
             return None
         analogue = Levels(None)
         known = zip(self.row.levels_step, found.levels, x.view(self.next_step, -1), strict=True)
-        return [analogue if was.magnitudes is None else counters.met_levels(met, step) for was, met, step in known]
+        with torch.no_grad():
+            return [analogue if was.magnitudes is None else counters.met_levels(met, step) for was, met, step in known]
 
-    def add(self, row: LayerTrace, samples: dict[str, Growing]) -> None:
+    def add(self, row: LayerTrace, found: list[Operand], sums: Sums) -> None:
         shape = (self.next_step, self.samples)
-        nnz, syn, useful = (a.reshape(shape) for a in (self.counts.nonzero, *self.counts.synops))
-        by_step = nnz.sum(1)
-        if self.levels is None:
-            self.add_spikes(row, samples, by_step, self.counts.per_element)
-        else:
-            row.counts["in_nnz"] += by_step
-            row.in_abs_sum += self.counts.magnitude.reshape(shape).sum(1)
-            row.spike_count += self.counts.per_element
-            join_levels(row, self.levels)
-        self.add_synops(row, samples, syn.sum(1), useful.sum(1), syn.sum(0))
+        each = []
+        for one in found:
+            nnz, syn, useful = (a.reshape(shape) for a in (one.counts.nonzero, *one.counts.synops))
+            by_step = nnz.sum(1)
+            if one.levels is None:
+                self.add_spikes(row, by_step, one.counts.per_element)
+            else:
+                row.counts["in_nnz"] += by_step
+                row.in_abs_sum += one.counts.magnitude.reshape(shape).sum(1)
+                row.spike_count += one.counts.per_element
+                join_levels(row, one.levels)
+            row.counts["syn"] += syn.sum(1)
+            row.counts["syn_eff"] += useful.sum(1)
+            each.append(syn.sum(0))
+        self.grow(sums, "syn_sample", np.concatenate(each))
+        self.rooms.clear([one.room for one in found if one.room is not None])

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from spiking._counters import Levels, OperandCounts, counts_of_spikes
 from spiking.cuda_kernels.watch import NeuronCounts
@@ -147,23 +147,36 @@ def _over_steps(parts: list[np.ndarray]) -> np.ndarray | None:
 
 
 class Producer(NamedTuple):
-    """Who wrote a storage; the weak reference keeps its address from being used again while we remember it."""
+    """Who wrote a storage."""
 
     name: str
-    storage: StorageWeakRef
     version: int
     numel: int
     counts: OperandCounts | NeuronCounts | None = None
 
 
-class Ran(Protocol):
-    """What one layer did during one pass: a `LayerPass`, or the plan of an earlier one with new numbers."""
+class Storages:
+    """Storages by identity. A weak reference to each keeps its identity from being another's while we remember it."""
 
-    row: LayerTrace
-    next_step: int
+    _free = staticmethod(torch.UntypedStorage._free_weak_ref)
 
-    def check(self) -> None: ...
-    def commit(self, fresh: bool, samples: dict[str, Growing], silent: np.ndarray) -> Events | None: ...
+    def __init__(self) -> None:
+        self._known: dict[int, Producer] = {}
+        self._held: list[int] = []
+
+    def note(self, x: Tensor, producer: Producer) -> None:
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            self._held.append(storage._weak_ref())
+        self._known[key] = producer
+
+    def get(self, x: Tensor) -> Producer | None:
+        return self._known.get(x.untyped_storage()._cdata)
+
+    def __del__(self) -> None:
+        for held in self._held:
+            self._free(held)
 
 
 class ForwardPass:
@@ -180,13 +193,14 @@ class ForwardPass:
         self.steps = self.batch = 0
         self.batch_first, self.step_by_step = batch_first, step_by_step
         self.has_time = False  # of single steps: whether they are [1, B, *]
-        self.layers: dict[str, Any] = {}  # LayerPass, or what takes its place
+        self.layers: dict[str, Any] = {}  # LayerPass, or the plan that took its place
         self.plans: dict[Any, Any] = {}  # how layers may be counted in later passes that are like this one
         self.readers = {} if readers is None else readers
         self.kept: dict[str, list[Tensor]] = {}
         self.calls: dict[str, int] = {}
         self._known = {} if known is None else known
-        self._producers: dict[int, Producer] = {}
+        self.long = False  # whether some layer was counted the long way, not by a plan
+        self._producers = Storages()
 
     def start(self, name: str, n: int, make: Callable[[str], LayerTrace]) -> tuple[LayerPass, slice]:
         """The running pass of a layer and the n steps that this call covers; `make` gives a row that the trace does not have yet."""
@@ -199,6 +213,7 @@ class ForwardPass:
             row = self._known.get(key)
             row = make(key) if row is None else row
             done = self.layers[key] = LayerPass(row, self.steps, self.batch, name, call)
+            self.long = True
         steps = slice(0, n) if whole else slice(done.next_step, done.next_step + n)
         if steps.stop > self.steps:
             raise SpikingError(
@@ -211,13 +226,12 @@ class ForwardPass:
     # who made a tensor, who reads it
 
     def produced(self, x: Tensor, name: str, counts: OperandCounts | NeuronCounts | None = None) -> None:
-        storage = x.untyped_storage()
-        self._producers[storage._cdata] = Producer(name, StorageWeakRef(storage), version(x), x.numel(), counts)
+        self._producers.note(x, Producer(name, version(x), x.numel(), counts))
 
     def maker(self, x: Tensor) -> Producer | None:
         """Who made x, as it is."""
-        found = self._producers.get(x.untyped_storage()._cdata)
-        if found is None or found.storage.expired() or found.version != version(x) or found.numel != x.numel():
+        found = self._producers.get(x)
+        if found is None or found.version != version(x) or found.numel != x.numel():
             return None
         return found
 

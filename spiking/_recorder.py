@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import warnings
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime, timezone
 from os import PathLike
 from types import TracebackType
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from spiking import _peers as peers
-from spiking._forward_pass import ForwardPass, Growing, LayerPass
+from spiking._again import Again, Sums
+from spiking._forward_pass import ForwardPass, Growing
 from spiking._operations import Operations
 from spiking._rows import Rows, counting_of
 from spiking._watched import Kind, in_quiet, listened, plain, watched
@@ -27,6 +29,43 @@ if TYPE_CHECKING:
     from spiking._tracefile import Writer
 
 INPUT = "(input)"
+PASSES = 8  # that are like the ones before, whose counts are added to the rows together
+
+
+class LiveTrace(EventTrace):
+    """The trace of a recording that goes on: it takes in what waits when somebody looks at it."""
+
+    def __init__(self, catch_up: Callable[[], None], **facts: Any) -> None:
+        self._catch_up = catch_up
+        super().__init__(**facts)
+
+    @property
+    def layers(self) -> list[LayerTrace]:  # type: ignore[override]
+        self._catch_up()
+        return self.__dict__["layers"]
+
+    @layers.setter
+    def layers(self, rows: list[LayerTrace]) -> None:
+        self.__dict__["layers"] = rows
+
+    @property
+    def n_samples(self) -> int:  # type: ignore[override]
+        self._catch_up()
+        return self.__dict__["n_samples"]
+
+    @n_samples.setter
+    def n_samples(self, n: int) -> None:
+        self.__dict__["n_samples"] = n
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies are of what was recorded so far."""
+        return EventTrace, tuple(getattr(self, field.name) for field in fields(self))
+
+    def end(self) -> None:
+        """The recording is over."""
+        self._catch_up()
+        del self._catch_up
+        self.__class__ = EventTrace  # type: ignore[assignment]
 
 
 class Recorder:
@@ -61,7 +100,10 @@ class Recorder:
         self.stated_steps = steps
         self.step_by_step = step_by_step
         self.batch_first = any(peers.batch_first(module) for module in model.modules())
-        self.trace = EventTrace(
+        self._behind = 0  # passes that wait to be added to the rows
+        self._plans: list[Again] = []  # of these passes, in the order of execution
+        self.trace = LiveTrace(
+            self._catch_up,
             model_name=type(model).__name__,
             data_id=data_id,
             seed=seed,
@@ -79,7 +121,7 @@ class Recorder:
         self._continued = self._looped = False  # whether these were spoken of
         self._rows = Rows(events=events, active_rows=active_rows)
         self._operations = Operations(self._rows)
-        self._reset()
+        self._fresh_pass()
 
     def __enter__(self) -> EventTrace:
         if self._to is not None:
@@ -126,6 +168,7 @@ class Recorder:
         self._rows.watch.stop()
         call, apart = self._call, self._rows.apart
         self._reset()
+        self.trace.end()
         if self._writer is not None and (call or kind is not None):
             self._writer.abort()
         elif self._writer is not None:
@@ -141,18 +184,26 @@ class Recorder:
             )
 
     def _reset(self) -> None:
+        """Be ready for another pass; one that goes on did not end well."""
+        for done in self._run.layers.values():
+            if isinstance(done, Again):
+                done.drop()
+        self._fresh_pass()
+
+    def _fresh_pass(self) -> None:
         how = {"batch_first": self.batch_first, "step_by_step": self.step_by_step}
         self._run = self._rows.run = ForwardPass(self._known, self._readers, **how)
         self._rows.keep = self.keep_spikes - len(self.trace.recordings)
-        self._call = 0
+        self._call, self._open = 0, False
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._operations.elsewhere:
             return
-        if not self._call:
+        if not self._call and self._open:
             self._reset()
+        self._open = True
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         if x is None or x.ndim == 0 or x.layout != torch.strided:
             raise SpikingError(f"record: {type(model).__name__} was called without a dense tensor; expected [T, B, …].")
@@ -185,7 +236,7 @@ class Recorder:
         else:
             self._run.steps = steps
             self._run.batch = x.shape[1] if x.ndim > 1 and x.shape[0] == steps and x.is_floating_point() else x.shape[0]
-        if self.keep_spikes:
+        if self._rows.keep > 0:
             self._inputs.append(self._one_step(x).clone() if self.step_by_step else x.detach())
 
     def _one_step(self, x: Tensor) -> Tensor:
@@ -239,12 +290,19 @@ class Recorder:
         self._rows.watch.stop()
         if isinstance(out, tuple | list):
             out = next((v for v in out if isinstance(v, Tensor)), None)
-        if self.keep_spikes and isinstance(out, Tensor):
+        if self._rows.keep > 0 and isinstance(out, Tensor):
             self._outputs.append(self._one_step(out).float() if self.step_by_step else out.detach().float())
         if self.step_by_step:
             self._call += 1
             if self._call < self._run.steps:
                 return
+        if self._plans and not self._run.long and [*self._run.layers.values()] == self._plans:
+            self._behind += 1
+            self._fresh_pass()
+            if self._behind == PASSES:
+                self._catch_up()
+            return
+        self._catch_up()
         if not self._run.layers:
             raise SpikingError(f"record: {type(model).__name__} has no layer that can be counted (weights or neurons).")
         if self.trace.n_steps and self.trace.n_steps != self._run.steps:
@@ -260,23 +318,43 @@ class Recorder:
         for name in self._known:
             if name not in self._run.layers:
                 raise SpikingError(f"record: layer {name} did not run in this pass; expected the same layers.")
-        silent = self._samples.setdefault("", Growing()).with_more(np.zeros(self._run.batch, np.int64))
+        sums = self._sums(1, self._run.batch)
         for name, done in self._run.layers.items():
+            if isinstance(done, Again):
+                done.commit(sums)
+                continue
             fresh = name not in self._known
-            events = done.commit(fresh, self._samples, silent)
+            events = done.commit(fresh, self._samples, sums.silent)
             if fresh:
                 self._known[name] = done.row
                 self.trace.layers.append(done.row)
             if events is not None or done.row.events is not None:
                 self._events(done.row, events, fresh)
+        sums.give_back(self._rows.watch)
         self.trace.n_steps = self._run.steps
         self.trace.n_samples += self._run.batch
-        if self._run.plans:  # some layer ran for the first time, or unlike before
-            self._rows.again.update(self._run.plans)
-        if any(isinstance(done, LayerPass) for done in self._run.layers.values()):
+        self._rows.again.update(self._run.plans)
+        if self._run.long:
             self._fold_norms()
+        self._plans = [] if self._run.long else [*self._run.layers.values()]
         self._keep()
-        self._reset()
+        self._fresh_pass()
+
+    def _sums(self, passes: int, batch: int) -> Sums:
+        silent = self._samples.setdefault("", Growing()).with_more(np.zeros(passes * batch, np.int64))
+        return Sums(passes, self._samples, silent)
+
+    def _catch_up(self) -> None:
+        """Add the passes that wait to the rows."""
+        passes, self._behind = self._behind, 0
+        if not passes:
+            return
+        batch = self._plans[0].samples
+        sums = self._sums(passes, batch)
+        for plan in self._plans:
+            plan.commit(sums)
+        sums.give_back(self._rows.watch)
+        self.trace.n_samples += passes * batch
 
     def _events(self, row: LayerTrace, events: Events | None, fresh: bool) -> None:
         """Keep where the events of a pass were, or write them to the file."""

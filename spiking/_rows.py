@@ -129,7 +129,8 @@ class Rows:
         from_neurons = known is not None
         found = None if known is not None or source is None else self.watch.take_input(source)
         if found is not None and found.binary and seq.is_contiguous() and len(in_shape) == 1:
-            known = counters.counts_of_spikes(found.per_row.reshape(seq.shape[:2]), found.per_input, seq)
+            per_input = found.per_input.sum(0, dtype=np.int64)
+            known = counters.counts_of_spikes(found.per_row.reshape(seq.shape[:2]), per_input, seq)
         try:
             counts = counters.count_operand(seq, fans.stored, fans.nonzero, known, fans.uniform)
         except FloatingPointError as err:

@@ -160,25 +160,24 @@ int count(const CountCall& p) {
 }
 
 void fold(const FoldCall& p) {
-    const i64 cells = p.planes * p.steps * p.samples, stride = cells + p.elements + p.spare;
-    for (i64 k = 0; k < p.planes * p.samples; ++k) p.by_sample[k] = 0;
-    for (i64 row = 0; row < p.planes * p.steps; ++row) {
-        long long* __restrict by_sample = p.by_sample + row / p.steps * p.samples;
-        i64 total = 0;
+    const i64 cells = p.planes * p.steps * p.samples, all = cells + p.elements + p.spare;
+    for (i64 pass = 0; pass < p.passes; ++pass)
         for (int thread = 0; thread < p.threads; ++thread) {
-            const int* __restrict from = p.counts + thread * stride + row * p.samples;
-            for (i64 k = 0; k < p.samples; ++k) {
-                by_sample[k] += from[k];
-                total += from[k];
+            int* __restrict from = p.counts[pass] + thread * all;
+            for (i64 row = 0; row < p.planes * p.steps; ++row) {
+                long long* __restrict to = p.by_sample + (row / p.steps * p.passes + pass) * p.samples;
+                i64 total = 0;
+                for (i64 k = 0; k < p.samples; ++k) {
+                    const int value = from[row * p.samples + k];
+                    to[k] += value;
+                    total += value;
+                }
+                p.by_step[row] += total;
             }
+            long long* __restrict to = p.by_element;
+            for (i64 k = 0; k < p.elements; ++k) to[k] += from[cells + k];
+            for (i64 k = 0; k < all && p.clear; ++k) from[k] = 0;
         }
-        p.by_step[row] = total;
-    }
-    for (int thread = 0; thread < p.threads; ++thread) {
-        const int* __restrict from = p.counts + thread * stride + cells;
-        long long* __restrict to = p.by_element;
-        for (i64 k = 0; k < p.elements; ++k) to[k] += from[k];
-    }
 }
 
 }  // namespace

@@ -20,14 +20,15 @@ struct CountCall {
 
 constexpr int LEVELS = 40;     // more than spiking._counters calls graded
 
-// Counters of several threads [threads, planes·steps·samples + elements + spare], as kernels leave them, added up.
+// Counters of several threads and passes, each [threads, planes·steps·samples + elements + spare] as kernels leave them, added up.
 struct FoldCall {
-    const int* counts;
-    long long planes, steps, samples, elements, spare;
-    long long* by_step;        // [planes, steps]
-    long long* by_sample;      // [planes, samples]
+    int* const* counts;        // [passes]
+    long long passes, planes, steps, samples, elements, spare;
+    long long* by_step;        // [planes, steps], added to
+    long long* by_sample;      // [planes, passes, samples], added to
     long long* by_element;     // [elements], added to
     int threads;
+    bool clear;                // leave zeros behind, for other counts
 };
 
 struct CountTable {

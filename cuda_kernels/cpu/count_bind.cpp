@@ -1,5 +1,8 @@
 // Python bindings of the counting pass: pointers and sizes only.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+
+#include <vector>
 
 #include "count_api.h"
 #include "levels.h"
@@ -23,10 +26,12 @@ int count(uintptr_t x, uintptr_t fan, uintptr_t fan_nonzero, uintptr_t nonzero, 
     return table.count(p);
 }
 
-void fold(uintptr_t counts, int threads, long long planes, long long steps, long long samples, long long elements, long long spare,
-          uintptr_t by_step, uintptr_t by_sample, uintptr_t by_element) {
-    FoldCall p{pointer<const int>(counts), planes, steps, samples, elements, spare, pointer<long long>(by_step), pointer<long long>(by_sample),
-               pointer<long long>(by_element), threads};
+void fold(const std::vector<uintptr_t>& counts, int threads, long long planes, long long steps, long long samples, long long elements,
+          long long spare, uintptr_t by_step, uintptr_t by_sample, uintptr_t by_element, bool clear) {
+    std::vector<int*> passes;
+    for (uintptr_t one : counts) passes.push_back(pointer<int>(one));
+    FoldCall p{passes.data(), (long long)(passes.size()), planes, steps, samples, elements, spare, pointer<long long>(by_step),
+               pointer<long long>(by_sample), pointer<long long>(by_element), threads, clear};
     count_table().fold(p);
 }
 
