@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiking import LIF, AvgPool2d, BatchNorm2d, Conv2d, Linear, MaxPool2d
+from spiking import LIF, AvgPool2d, BatchNorm2d, Conv2d, Dropout, Linear, MaxPool2d
 
 __all__ = ["NEURONS", "installed", "with_neurons"]
 
@@ -151,10 +151,21 @@ class Folded(nn.Module):
         return y.unflatten(0, x.shape[:2])
 
 
+class OneMask(nn.Module):
+    """Dropout of [T, B, *] with one mask for all steps, as a peer's user writes it."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * nn.functional.dropout(torch.ones_like(x[0]), self.p, self.training)
+
+
 def with_neurons(network: nn.Module, make: Callable[[float], nn.Module], own_layers: bool = False) -> nn.Module:
     """The network with every hidden LIF replaced by `make(beta)`; weights stay.
 
-    Layers with weights, norms and pooling run as torch's own, which know no events, unless `own_layers` keeps ours.
+    Layers with weights, norms, pooling and dropout run as torch's own, which know no events, unless `own_layers` keeps ours.
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -162,4 +173,6 @@ def with_neurons(network: nn.Module, make: Callable[[float], nn.Module], own_lay
                 setattr(parent, name, make(float(child.cells()["beta"])))
             elif isinstance(child, (Conv2d, Linear, BatchNorm2d, AvgPool2d, MaxPool2d)) and not own_layers:
                 setattr(parent, name, Folded(child))
+            elif isinstance(child, Dropout) and not own_layers:
+                setattr(parent, name, OneMask(child.p))
     return network

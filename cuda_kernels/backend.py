@@ -68,6 +68,8 @@ def compiled() -> ModuleType | None:
             )
         _cpu.set_level(level)
     _set_limit(_cpu, _arena_limit())
+    if _arena_on:
+        _cpu.keep_heap()
     return _cpu
 
 
@@ -131,19 +133,28 @@ def cache_dir() -> Path:
 
 
 @functools.cache
+def _processor() -> tuple[str, ...]:
+    """What the system says of the processor's maker, family, model and name."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            found = [line for line in file if line.startswith(("vendor_id", "model name", "cpu family", "model\t"))]
+    except OSError:
+        return (platform.processor() or platform.machine(),)
+    return tuple(dict.fromkeys(line.split(":", 1)[1].strip() for line in found))
+
+
+@functools.cache
+def is_wide_amd() -> bool:
+    """Whether this is a processor of AMD with 512-bit vectors."""
+    module = compiled()
+    return module is not None and "v4" in module.levels() and "AuthenticAMD" in _processor()
+
+
+@functools.cache
 def machine() -> str:
     """A name for this processor, its number of cores and the instruction set in use, fit for a file name."""
     module = compiled()
-    try:
-        with open("/proc/cpuinfo") as file:
-            facts = [
-                line.split(":", 1)[1].strip()
-                for line in file
-                if line.startswith(("model name", "cpu family", "model\t"))
-            ]
-    except OSError:
-        facts = [platform.processor() or platform.machine()]
-    words = re.findall(r"[A-Za-z0-9]+", " ".join(dict.fromkeys(facts)))
+    words = re.findall(r"[A-Za-z0-9]+", " ".join(_processor()))
     return "-".join([*words, f"{os.cpu_count()}cores", "none" if module is None else module.level()])
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as tf
 
 from spiking.errors import SpikingError
 
-from . import backend, cost, event_conv_ops, event_linear_ops
+from . import backend, cost, dense, event_conv_ops, event_linear_ops
 
 __all__ = ["MEASURES", "Measure", "Sample", "best_of", "calibrate"]
 
@@ -52,10 +52,10 @@ def best_of(call: Callable[[], Any], budget_s: float = 0.02) -> float:
 def _linear(item: int, quick: bool) -> Iterator[Sample]:
     for rows, inputs, outputs in _shapes(quick, 1 << 31):
         work = cost.Work.linear(rows, inputs, outputs, item, backend.threads())
-        weight, bias, dense = _tensors(rows, inputs, outputs, _DTYPES[item])
+        weight, bias, full = _tensors(rows, inputs, outputs, _DTYPES[item])
         with torch.no_grad():
-            yield Sample(work, None, best_of(lambda: tf.linear(dense, weight, bias)))  # noqa: B023 - called at once
-            for x in _spikes(dense):
+            yield Sample(work, None, best_of(lambda: dense.linear(full, weight, bias)))  # noqa: B023 - called at once
+            for x in _spikes(full):
                 call = best_of(lambda: event_linear_ops.event_linear(x, weight, bias))  # noqa: B023
                 yield Sample(work, int(x.count_nonzero()), call)
 
@@ -63,15 +63,15 @@ def _linear(item: int, quick: bool) -> Iterator[Sample]:
 def _linear_training(item: int, quick: bool) -> Iterator[Sample]:
     for rows, inputs, outputs in _shapes(quick, 1 << 29):
         work = cost.Work.linear(rows, inputs, outputs, item, backend.threads(), "linear_training")
-        weight, bias, dense = _tensors(rows, inputs, outputs, _DTYPES[item])
+        weight, bias, full = _tensors(rows, inputs, outputs, _DTYPES[item])
         weight.requires_grad_()
         grad = torch.randn(rows, outputs).to(weight.dtype)
 
         def step(call: Callable[..., Tensor], x: Tensor) -> float:
             return best_of(lambda: torch.autograd.grad(call(x, weight, bias), weight, grad))  # noqa: B023
 
-        yield Sample(work, None, step(tf.linear, dense))
-        for x in _spikes(dense):
+        yield Sample(work, None, step(dense.learnable, full))
+        for x in _spikes(full):
             yield Sample(work, int(x.count_nonzero()), step(event_linear_ops.event_linear, x))
 
 
@@ -140,31 +140,31 @@ def _conv2d_calls(
     for images, inputs, side, outputs, kernel, pad, stride in _CONVOLUTIONS[:5] if quick else _CONVOLUTIONS:
         shapes = (images, inputs, side, side), (outputs, inputs, kernel, kernel), (outputs,)
         x, weight, bias = (torch.rand(shape).add_(0.1).to(_DTYPES[item]) for shape in shapes)
-        dense: _Call = functools.partial(tf.conv2d, padding=pad, stride=stride)
+        convolve: _Call = functools.partial(tf.conv2d, padding=pad, stride=stride)
         call: dict[str, Any] = {"stride": [stride] * 2, "padding": [pad] * 2, "groups": 1}
         event: _Call = functools.partial(event_conv_ops.event_conv2d, **call)
         pixels = images * side**2, images * ((side + 2 * pad - kernel) // stride + 1) ** 2
         work = cost.Work.conv2d(*pixels, tuple(weight.shape), 1, item, backend.threads(), kind)
-        yield work, x, weight, bias, dense, event
+        yield work, x, weight, bias, convolve, event
 
 
 def _conv2d(item: int, quick: bool) -> Iterator[Sample]:
-    for work, full, weight, bias, dense, event in _conv2d_calls(item, quick, "conv2d"):
+    for work, full, weight, bias, convolve, event in _conv2d_calls(item, quick, "conv2d"):
         with torch.no_grad():
-            yield Sample(work, None, best_of(lambda: dense(full, weight, bias)))  # noqa: B023 - called at once
+            yield Sample(work, None, best_of(lambda: convolve(full, weight, bias)))  # noqa: B023 - called at once
             for x in _spikes(full):
                 yield Sample(work, int(x.count_nonzero()), best_of(lambda: event(x, weight, bias)))  # noqa: B023
 
 
 def _conv2d_training(item: int, quick: bool) -> Iterator[Sample]:
-    for work, full, weight, bias, dense, event in _conv2d_calls(item, quick, "conv2d_training"):
+    for work, full, weight, bias, convolve, event in _conv2d_calls(item, quick, "conv2d_training"):
         weight.requires_grad_()
-        grad = torch.randn_like(dense(full, weight, bias))
+        grad = torch.randn_like(convolve(full, weight, bias))
 
         def step(call: _Call, x: Tensor) -> float:
             return best_of(lambda: torch.autograd.grad(call(x, weight, bias), weight, grad))  # noqa: B023
 
-        yield Sample(work, None, step(dense, full))
+        yield Sample(work, None, step(convolve, full))
         for x in _spikes(full):
             yield Sample(work, int(x.count_nonzero()), step(event, x))
 

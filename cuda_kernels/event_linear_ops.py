@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spiking.errors import SpikingError
 
-from . import backend, cost, driven, memory, watch
+from . import backend, cost, dense, driven, memory, watch
 from .cuda import event as cuda_event
 from .ops import _library as library
 
@@ -292,7 +292,7 @@ def _event_linear(
     mode = "always" if always else driven.mode()
     module = _compiled_for(x, weight) if mode != "never" else None
     y = None if module is None else _forward(module, x, weight, bias, bits, ones, mode == "always")
-    return tf.linear(x, weight, bias) if y is None else y
+    return dense.linear(x, weight, bias) if y is None else y
 
 
 def _event_weight_grad(
@@ -311,7 +311,7 @@ def _event_weight_grad(
         bits, ones = (counted, bool(found & 1)) if found >= 0 else (None, False)
     if module is None or bits is None:
         assert rows is not None  # bits without x are left by a compiled forward pass only
-        return grads.t() @ rows
+        return dense.product(grads.t(), rows)
     threads = backend.threads()
     panels = memory.empty((threads, n, _PANEL), grads.dtype, grads.device)
     grad_weight = memory.empty((outputs, in_features), grads.dtype, grads.device)
@@ -330,7 +330,7 @@ def _event_weight_grad(
         threads,
     )
     if not finite:  # infinity and NaN reach the gradient even through zeros
-        return grads.t() @ (_unpacked(bits, in_features, grads.dtype) if rows is None else rows)
+        return dense.product(grads.t(), _unpacked(bits, in_features, grads.dtype) if rows is None else rows)
     return grad_weight
 
 
@@ -364,17 +364,15 @@ def _event_input_grad(grad_y: Tensor, weight: Tensor, membrane: Tensor, threshol
         _DTYPES[grads.dtype],
         backend.threads(),
     )
-    return (
-        grad_x
-        if restricted
-        else torch.mm(grads.reshape(-1, outputs), weight, out=grad_x.view(-1, inputs)).view(grad_x.shape)
-    )
+    return grad_x if restricted else _product(grads, weight)
 
 
 def _product(grad_y: Tensor, weight: Tensor) -> Tensor:
     """grad_y·weight, without derivatives of its own, in memory that the next steps of a loop use again."""
     if not grad_y.is_cpu or not _plain(grad_y) or grad_y.dtype != weight.dtype or grad_y.is_complex():
         return grad_y @ weight
+    if dense.is_wider(grad_y.reshape(-1, grad_y.shape[-1]), weight.t()):
+        return dense.product(grad_y.reshape(-1, grad_y.shape[-1]), weight).view(*grad_y.shape[:-1], weight.shape[1])
     grad_x = memory.empty((*grad_y.shape[:-1], weight.shape[1]), weight.dtype, weight.device)
     torch.mm(grad_y.reshape(-1, grad_y.shape[-1]), weight, out=grad_x.view(-1, weight.shape[1]))
     return grad_x
@@ -514,12 +512,12 @@ def at_hand(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Ten
     if mode == "auto":
         limit = cost.most_spikes_linear(rows, inputs, outputs, dtype.itemsize, threads, calls=_CALLS)
         if limit < 0:
-            return tf.linear(x, weight, bias)
+            return dense.linear(x, weight, bias)
     small = rows * outputs * dtype.itemsize < memory.SMALLEST
     y = x.new_empty((*size[:-1], outputs)) if small else memory.empty((*size[:-1], outputs), dtype, x.device)
     to_bias = 0 if bias is None else bias.data_ptr()
     found = plan.run(x.data_ptr(), inputs, 0, False, limit, to_bias, y.data_ptr(), rows, threads, 0, 0)
-    return y if found >= 0 else tf.linear(x, weight, bias)
+    return y if found >= 0 else dense.linear(x, weight, bias)
 
 
 def _fits(bias: Tensor, outputs: int, dtype: torch.dtype) -> bool:
@@ -542,7 +540,7 @@ def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         module = _compiled_for(x, weight)
         if module is not None and not _learns(x, weight, bias):
             y = _forward(module, x, weight, bias, None, False, True)
-            return tf.linear(x, weight, bias) if y is None else y
+            return dense.linear(x, weight, bias) if y is None else y
         if module is not None:
             bits = _bits_for(x)
             found = _count(module, x, _NO_LIMIT, bits)
@@ -576,13 +574,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sent_by: Membr
     if cuda_event.here(x):
         y = None if mode == "never" else _on_cuda(x, weight, bias, mode == "always")
         return tf.linear(x, weight, bias) if y is None else y
-    module = _compiled_for(x, weight) if mode != "never" and _plain(x) else None
-    if module is None:
+    if not _plain(x):
         return tf.linear(x, weight, bias)
     learns = _learns(x, weight, bias)
+    module = _compiled_for(x, weight) if mode != "never" else None
+    if module is None:
+        return dense.learnable(x, weight, bias) if learns else dense.linear(x, weight, bias)
     if not learns and not cast:
         y = _forward(module, x, weight, bias, None, False, mode == "always")
-        return tf.linear(x, weight, bias) if y is None else y
+        return dense.linear(x, weight, bias) if y is None else y
     limit = _NO_LIMIT if mode == "always" else _limit_of_new(x, weight, learns)
     if limit >= 0:
         bits = _bits_for(x)
@@ -590,7 +590,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sent_by: Membr
         if found >= 0:
             ones = bool(found & 1)
             return torch.ops.spiking.event_linear(x, weight, bias, bits, ones, True, *(sent_by or ()))
-    return tf.linear(x, weight, bias)
+    return dense.learnable(x, weight, bias) if learns else dense.linear(x, weight, bias)
 
 
 def _limit_of_new(x: Tensor, weight: Tensor, learns: bool) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["WKV_REST", "Rule", "reservoir", "run", "spike", "wkv"]
+__all__ = ["WKV_REST", "Rule", "graded", "lanes", "reservoir", "run", "spike", "wkv"]
 
 WKV_REST = -1e38  # the exponent of an empty past; equals WKV_REST in include/wkv.h (tested)
 
@@ -124,6 +124,69 @@ def run(
     if not spikes:
         return torch.empty_like(x), torch.stack(last), x.new_empty(x.shape, dtype=state.dtype)
     return torch.stack(spikes).to(x.dtype), torch.stack(last), torch.stack(membranes)
+
+
+def _tip(z: Tensor) -> Tensor:
+    return 0.3 * (1 - z.abs()).clamp(min=0)
+
+
+class _Lane(torch.autograd.Function):
+    """Whether v·low < p <= v·high (no upper end for None); the derivative has a triangle at either edge, both positive."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, v: Tensor, low: float, high: float | None) -> Tensor:
+        ctx.save_for_backward(p, v)
+        ctx.edges = [low] if high is None else [low, high]
+        fired = p > low * v
+        if high is not None:
+            fired = fired & (p <= high * v)
+        return torch.where(p.isnan(), p, fired.to(p.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        p, v = ctx.saved_tensors
+        slope = sum((_tip(p / (edge * v) - 1) / (edge * v) for edge in ctx.edges), torch.zeros_like(p))
+        grad = grads[0] * slope
+        return grad, (-grad * p / v).sum_to_size(v.shape), None, None
+
+
+class _Steps(torch.autograd.Function):
+    """floor(p / v) within 0…levels; straight through where it is not clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, v: Tensor, levels: int) -> Tensor:
+        ctx.save_for_backward(p, v)
+        ctx.levels = levels
+        return (p / v).floor().clamp(0, levels)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        p, v = ctx.saved_tensors
+        inside = (p > 0) & (p < (ctx.levels + 1) * v)
+        grad = grads[0] * inside / v
+        return grad, (-grad * p / v).sum_to_size(v.shape), None
+
+
+def lanes(h: Tensor, threshold: Tensor, levels: int) -> list[Tensor]:
+    """Which octave a membrane is in, one tensor of 0 and 1 each."""
+    ends = [*(2.0 ** (k + 1) for k in range(levels - 1)), None]
+    return [_Lane.apply(h, threshold, 2.0**k, end) for k, end in enumerate(ends)]
+
+
+def graded(
+    x: Tensor, v: Tensor, beta: Tensor, threshold: Tensor, levels: int, spacing: str, v_leak: float
+) -> tuple[Tensor, Tensor]:
+    """Neurons with graded spikes: x [T, B, *], v [B, *] -> (spikes [T, B, *], last v [B, *]); see include/graded.h."""
+    out = []
+    for x_t in x.to(v.dtype).unbind(0):
+        h = beta * v + x_t + (1 - beta) * v_leak
+        if spacing == "linear":
+            s = _Steps.apply(h, threshold, levels)
+        else:
+            s = sum((lane * 2.0**k for k, lane in enumerate(lanes(h, threshold, levels))), torch.zeros_like(h))
+        v = h - threshold * s.detach()
+        out.append(s)
+    return torch.stack(out).to(x.dtype) if out else torch.empty_like(x), v
 
 
 def reservoir(

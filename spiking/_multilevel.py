@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spiking import functional as F
+from spiking.cuda_kernels import backend, graded_ops, ops, reference
 from spiking.cuda_kernels.ops import state_dtype
 from spiking.cuda_kernels.reference import Rule
 from spiking.errors import SpikingError
@@ -16,43 +17,6 @@ from spiking.surrogate import Triangle
 
 SURROGATE = Triangle(1.0, scale=0.3)
 _LARGEST = 1024
-
-
-class _Lane(torch.autograd.Function):
-    """Whether v·low < p <= v·high (no upper end for None); the derivative has a triangle at either edge, both positive."""
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, v: Tensor, low: float, high: float | None) -> Tensor:
-        ctx.save_for_backward(p, v)
-        ctx.edges = [low] if high is None else [low, high]
-        fired = p > low * v
-        if high is not None:
-            fired = fired & (p <= high * v)
-        return torch.where(p.isnan(), p, fired.to(p.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        p, v = ctx.saved_tensors
-        slope = sum((SURROGATE.grad(p / (edge * v) - 1) / (edge * v) for edge in ctx.edges), torch.zeros_like(p))
-        grad = grads[0] * slope
-        return grad, (-grad * p / v).sum().reshape(v.shape), None, None
-
-
-class _Steps(torch.autograd.Function):
-    """floor(p / v) within 0…levels; straight through where it is not clipped."""
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, v: Tensor, levels: int) -> Tensor:
-        ctx.save_for_backward(p, v)
-        ctx.levels = levels
-        return (p / v).floor().clamp(0, levels)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        p, v = ctx.saved_tensors
-        inside = (p > 0) & (p < (ctx.levels + 1) * v)
-        grad = grads[0] * inside / v
-        return grad, (-grad * p / v).sum().reshape(v.shape), None
 
 
 class MultiLevelLIF(Neuron):
@@ -68,7 +32,7 @@ class MultiLevelLIF(Neuron):
 
     Shapes: [T, B, *] -> [T, B, *].   Gradient: octaves 0.3·max(0, 1 - |z|) at both edges of a lane; linear straight through
     where nothing is clipped; the reset passes gradient to the threshold, not through the spike.
-    Errors: SpikingError naming the argument.
+    Errors: SpikingError naming the argument.   Oracle: cuda_kernels/reference.py::graded.
     Source: Abillama et al. 2025 (One-hot M-LIF) for octaves; Yao et al. 2025 (arXiv 2411.16061) for integer spikes.
 
     >>> MultiLevelLIF(levels=4)(torch.tensor([0.5, 1.0, 3.7, 9.0]).reshape(1, 1, 4)).tolist()
@@ -109,30 +73,24 @@ class MultiLevelLIF(Neuron):
 
     def forward(self, x: Tensor, state: Any = None, return_state: bool = False) -> Any:
         """Graded spikes [T, B, *] for input [T, B, *]; with `return_state` also the state after the last step."""
-        F._check_input("MultiLevelLIF", x, None if state is None else self._rows(state, x), self.rule)
-        dtype = state_dtype(x.dtype)
-        beta, threshold = (torch.as_tensor(c, dtype=dtype, device=x.device) for c in self.cells().values())
-        start = torch.full(x.shape[1:], self.rule.v_leak, dtype=dtype, device=x.device)
-        v = start if state is None else self._rows(state, x)[0].to(dtype)
-        out = []
-        for x_t in x.to(dtype):
-            h = beta * v + x_t
-            h = h + (1 - beta) * self.rule.v_leak
-            s = self._sent(h, threshold)
-            v = h - threshold * s.detach()
-            out.append(s)
-        spikes = torch.stack(out).to(x.dtype) if out else x * 1
-        return (spikes, LIFState(v)) if return_state else spikes
+        rows = None if state is None else self._rows(state, x)
+        F._check_input("MultiLevelLIF", x, rows, self.rule)
+        params, inner, numbers = F._cells("MultiLevelLIF", x, **self.cells(), beta_syn=0.0)
+        before = None if rows is None else rows[0].to(state_dtype(x.dtype))
+        if backend.choose(x.device).name == "reference":
+            rows = None if before is None else before.unsqueeze(0)
+            packed = ops.pack(self.rule, *numbers)
+            start, cells, _ = ops._reference_arguments(x, rows, params, inner, *packed)
+            s, v = reference.graded(x, start[0], *cells[:2], self.levels, self.spacing, self.rule.v_leak)
+        else:
+            learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, before, params))
+            rule = [graded_ops.SPACINGS.index(self.spacing), self.levels]
+            s, v, _ = graded_ops.graded(x, before, params, inner, rule, [*numbers[:2], self.rule.v_leak], learns)
+        return (s, LIFState(v)) if return_state else s
 
     def lanes(self, h: Tensor, threshold: Tensor) -> list[Tensor]:
         """Which octave a membrane is in, one tensor of 0 and 1 each."""
-        ends = [*(2.0 ** (k + 1) for k in range(self.levels - 1)), None]
-        return [_Lane.apply(h, threshold, 2.0**k, end) for k, end in enumerate(ends)]
-
-    def _sent(self, h: Tensor, threshold: Tensor) -> Tensor:
-        if self.spacing == "linear":
-            return _Steps.apply(h, threshold, self.levels)
-        return sum((lane * 2.0**k for k, lane in enumerate(self.lanes(h, threshold))), torch.zeros_like(h))
+        return reference.lanes(h, threshold, self.levels)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, spacing={self.spacing!r}, {super().extra_repr()}"

@@ -19,6 +19,7 @@ from torch.nn import functional as tf
 
 from spiking.cuda_kernels import cost, event_conv_ops, event_linear_ops, watch
 from spiking.cuda_kernels.cuda import event as cuda_event
+from spiking.cuda_kernels.mask_ops import dropout_mask
 from spiking.cuda_kernels.pool_ops import average_pool, pool_moments
 from spiking.errors import SpikingError
 
@@ -216,7 +217,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None = None, return_state: bool = False) -> Any:
         if not self.training or self.p == 0:
             return (x, None) if return_state else x
-        mask = torch.empty_like(x[0]).bernoulli_(1 - self.p).div_(1 - self.p) if state is None else state
+        mask = dropout_mask(x[0], self.p) if state is None else state
         y = x * mask
         return (y, mask) if return_state else y
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from spiking.cuda_kernels import backend, calibrate, cost, driven, event_linear_ops
+from spiking.cuda_kernels import backend, calibrate, cost, dense, driven, event_linear_ops
 from torch.nn import functional as tf
 from torch.testing import assert_close
 
@@ -22,7 +22,9 @@ MODES = ("auto", "always", "never")
 def taken(monkeypatch):
     """Which side each call took: "event" or "dense"."""
     log = []
-    dense = tf.linear
+
+    def is_dense(way):
+        return lambda *a: log.append("dense") or way(*a)
 
     def watch(name):
         way = getattr(event_linear_ops, name)
@@ -36,7 +38,8 @@ def taken(monkeypatch):
         monkeypatch.setattr(event_linear_ops, name, watched)
 
     watch("_forward"), watch("at_hand")
-    monkeypatch.setattr(tf, "linear", lambda *a: log.append("dense") or dense(*a))
+    for name in ("linear", "learnable"):
+        monkeypatch.setattr(dense, name, is_dense(getattr(dense, name)))
     return log
 
 

@@ -31,6 +31,16 @@ CASES = [
     ),
     pytest.param(lambda: MultiLevelLIF(1, beta=0.9, learn_threshold=True), id="MultiLevelLIF-linear"),
     pytest.param(lambda: MultiLevelLIF(1, "octave", beta=0.9, learn_beta=True), id="MultiLevelLIF-octave"),
+    pytest.param(
+        lambda: MultiLevelLIF(
+            1,
+            beta=torch.tensor([0.5, 0.8, 0.9]),
+            threshold=torch.tensor([1.0, 0.5, 0.7]),
+            v_leak=0.2,
+            learn_threshold=True,
+        ),
+        id="MultiLevelLIF-channels",
+    ),
     pytest.param(lambda: IF(), id="IF"),
     pytest.param(lambda: ParametricLIF(decay_input=True), id="ParametricLIF"),
     pytest.param(lambda: CuBaLIF(learn_beta_syn=True), id="CuBaLIF"),

@@ -41,6 +41,14 @@ struct DLManagedTensor {
     void (*deleter)(DLManagedTensor*);
 };
 
+// glibc returns free memory at the end of its heap beyond twice the largest block that was ever freed. Where all large blocks are the
+// arena's, that stays 256 KB, and what torch allocates, such as results of convolutions, meets a page fault for each of its pages at each
+// step. Other systems ignore this. The block is never written, so it takes no memory.
+void keep_heap() {
+    void* volatile block = std::malloc((size_t(32) << 20) - (size_t(64) << 10));
+    std::free(block);
+}
+
 void* map_block(size_t bytes) {
 #if defined(__unix__) || defined(__APPLE__)
     void* block = mmap(nullptr, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -225,6 +233,7 @@ void bind_arena(nb::module_& m) {
     pthread_atfork([] { arena().lock(); }, [] { arena().unlock(); }, [] { arena().unlock(); });
 #endif
     m.def("arena_empty", &empty, nb::arg("shape"), nb::arg("code"), nb::arg("bits"), "A DLPack capsule over a block of the arena.");
+    m.def("keep_heap", &keep_heap, "Let malloc keep up to 64 MB that are free, as it does once a block of 32 MB was freed.");
     m.def("arena_limit", [](size_t bytes) { arena().limit(bytes); }, "Bytes of unused blocks to keep at most.");
     m.def("arena_release", [] { arena().shrink(0); }, "Give every unused block back to the system.");
     m.def("arena_stats", [] { return arena().stats(); });

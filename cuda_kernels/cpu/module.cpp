@@ -18,6 +18,8 @@ void bind_decode(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_event_conv(nb::module_& m);
 void bind_event_linear(nb::module_& m);
+void bind_graded(nb::module_& m);
+void bind_mask(nb::module_& m);
 void bind_neuron(nb::module_& m);
 void bind_pool(nb::module_& m);
 void bind_reservoir(nb::module_& m);
@@ -80,6 +82,8 @@ NB_MODULE(_cpu, m) {
     bind_engine(m);
     bind_event_conv(m);
     bind_event_linear(m);
+    bind_graded(m);
+    bind_mask(m);
     bind_neuron(m);
     bind_pool(m);
     bind_reservoir(m);

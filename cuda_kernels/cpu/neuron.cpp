@@ -4,16 +4,13 @@
 #define SPIKING_GLUE(a, b) SPIKING_GLUE_(a, b)
 #define SPIKING_NS SPIKING_GLUE(spiking_, SPIKING_LEVEL)
 
+#include "blocks.h"
 #include "drive.h"
 #include "neuron_api.h"
 #include "rows.h"
 #include "saved.h"
 #include "strip.h"
 #include "tally.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace SPIKING_NS {
 namespace {
@@ -44,25 +41,6 @@ template <class T>
 Rule<T> rule_of(const NeuronCall& p) {
     return {T(p.v_reset), T(p.v_leak), T(p.beta_adapt), T(p.adapt_scale), T(p.a), T(p.b), T(p.tie_gt ? 0 : 1), T(p.decay_input),
             T(p.detach_reset ? 0 : 1), T(p.reset_delay), T(p.residual_reset), T(p.normalize), T(p.refractory), p.surrogate};
-}
-
-template <class T>
-SPIKING_ROW void fill_cells(const NeuronCall& p, i64 first, i64 n, T* beta, T* threshold, T* beta_syn) {
-    if (!p.params || p.C == 1) {
-        const T* all = static_cast<const T*>(p.params);
-        const T b = all ? all[0] : T(p.beta), th = all ? all[1] : T(p.threshold), bs = all ? all[2] : T(p.beta_syn);
-        for (i64 k = 0; k < n; ++k) beta[k] = b, threshold[k] = th, beta_syn[k] = bs;
-        return;
-    }
-    const T* all = static_cast<const T*>(p.params);
-    i64 within = first % p.inner, index = (first / p.inner) % p.C;
-    for (i64 k = 0; k < n; ++k) {
-        beta[k] = all[index], threshold[k] = all[p.C + index], beta_syn[k] = all[2 * p.C + index];
-        if (++within == p.inner) {
-            within = 0;
-            if (++index == p.C) index = 0;
-        }
-    }
 }
 
 template <Kind kind, Reset reset, Flags flags, class T>
@@ -494,26 +472,6 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params, 
             grad_params[2 * p.C + index] += gy[k];
         }
     }
-}
-
-template <class Body>
-void over_blocks(const NeuronCall& p, i64 largest, const Body& body) {
-    if (p.N == 0) return;
-    const i64 share = ((p.N + p.threads - 1) / p.threads + 63) / 64 * 64;
-    const i64 width = share < largest ? share : largest;
-    const i64 blocks = (p.N + width - 1) / width;
-    const auto one = [&](i64 block, int thread) {
-        const i64 first = block * width;
-        body(first, first + width < p.N ? width : p.N - first, thread);
-    };
-#ifdef _OPENMP
-    if (p.threads > 1 && blocks > 1) {
-#pragma omp parallel for num_threads(p.threads) schedule(static)
-        for (i64 block = 0; block < blocks; ++block) one(block, omp_get_thread_num());
-        return;
-    }
-#endif
-    for (i64 block = 0; block < blocks; ++block) one(block, 0);
 }
 
 template <Kind kind, Reset reset, Flags flags, class IO>
