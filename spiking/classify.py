@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from torch.nn import functional as tf
 from spiking import checkpoint as ckpt
 from spiking import hw_models, layer, plot
 from spiking.engine import Readout
+from spiking.errors import SpikingError
 from spiking.neuron import LIF
 from spiking.split import Proportion
 from spiking.trace import record
@@ -25,6 +27,7 @@ from spiking.training import Batches, Evaluation, Objective
 __all__ = [
     "Classifier",
     "best_epoch",
+    "check_fields",
     "facts",
     "finish",
     "integrate",
@@ -76,6 +79,19 @@ class Classifier(nn.Module):
             return self(x).float().mean(0)
         _, membrane = self(x, return_membrane=True)
         return membrane.float().mean(0)
+
+
+def check_fields(config: Any, choices: dict[str, tuple[str, ...]], ranges: dict[str, tuple[float, float]]) -> None:
+    """Refuse a configuration whose texts are none of the choices or whose numbers lie outside their ranges (both ends inside)."""
+    kind = type(config).__name__
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise SpikingError(f'{kind}.{name}: got "{getattr(config, name)}"; expected {" or ".join(allowed)}.')
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            above = f"{low} to {high}" if math.isfinite(high) else f"at least {low}"
+            raise SpikingError(f"{kind}.{name}: got {value}; expected {above}.")
 
 
 def integrate(current: Tensor, beta: float, stored: Callable[[Tensor], Tensor]) -> Tensor:
