@@ -227,6 +227,75 @@ def generate(
         save_state(state, writer)
 
 
+@app.command()
+def classify(
+    data: Annotated[Path | None, typer.Option(help="Folder with the files of the task.")] = None,
+    task: Annotated[str | None, typer.Option(help="sst2 (default) or mr.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A trained run to start from; without it a small network over words starts from nothing."),
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="mean of all tokens (default), or last.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training sentences.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sentences a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random, the split of mr too.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; runs/classify-1, -2, … without it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a classifier of movie reviews (SST-2 or MR), beside a bag of words.
+
+    The epoch is chosen on the validation sentences, and the test sentences are used once. Nothing is downloaded: --data names a folder
+    with train.tsv, dev.tsv and test.tsv (lines `sentence TAB label`), or with rt-polarity.pos and rt-polarity.neg; .gz too.
+    """
+    from spiking.cli import runs
+    from spiking.cli.config import named_as_written, read_yaml
+    from spiking.models.spikegpt import classify as classifying
+    from spiking.split import Proportion
+    from spiking.training import Interrupted
+
+    start = None if model is None else model / "model" if (model / "model").is_dir() else model
+    given = runs.nested(
+        {
+            "data": None if data is None else str(data),
+            "task": task,
+            "start": None if start is None else str(start),
+            "pool": pool,
+            "train.epochs": epochs,
+            "train.batch_size": batch_size,
+            "train.lr": lr,
+            "train.seed": seed,
+            "train.device": device,
+        }
+    )
+    folder = runs.folder("classify", out, resume)
+    file = folder / "config.yaml" if resume else None
+    settings = {} if file is None else read_yaml(file)
+    try:
+        with named_as_written(classifying.ClassifyRecipe, runs.writer(file, settings, given)):
+            recipe = runs.recipe(classifying.ClassifyRecipe(), file, settings, given, "spiking lm classify")
+            if resume:
+                started = runs.recipe(classifying.ClassifyRecipe(), file, settings, {}, "spiking lm classify")
+                runs.check_resumed(folder, started, recipe, given, longer=True)
+            recipe.train.check_machine()
+            sentences = classifying.open_sentences(recipe)
+            runs.keep(folder, recipe)
+            metrics = classifying.classify(recipe, sentences, folder, resume)
+    except Interrupted as err:
+        typer.echo(f"stopped and saved; go on with: spiking lm classify --out {folder} --resume", err=True)
+        raise typer.Exit(128 + err.signum) from err
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=2))
+        return
+    typer.echo(
+        f"{metrics['task']}: {', '.join(f'{n:,} {split}' for split, n in metrics['sizes'].items())} sentences\n"
+        f"accuracy {Proportion(**metrics['accuracy'])}\n"
+        f"bag of words {Proportion(**metrics['bag_of_words'])}; majority {100 * metrics['majority']:.1f} %"
+    )
+
+
 def _open(folder: Path | None) -> SpikeGPT:
     """The model of a run, of a folder, or of the package; ready to run, with its tokenizer."""
     from spiking.errors import SpikingError

@@ -5,6 +5,7 @@ training and counts bits, sample.py writes, run.py trains.
 Source: Zhu et al. 2023 (arXiv 2302.13939).
 """
 
+from spiking.models.spikegpt.classify import SpikeGPTClassifier
 from spiking.models.spikegpt.config import SpikeGPTConfig
 from spiking.models.spikegpt.model import Block, ChannelMix, SpikeGPT, TimeMix, language_loss
 from spiking.models.spikegpt.sample import Writer, load_state, next_token_probabilities, save_state
@@ -15,6 +16,7 @@ __all__ = [
     "ChannelMix",
     "Score",
     "SpikeGPT",
+    "SpikeGPTClassifier",
     "SpikeGPTConfig",
     "TextWindows",
     "TimeMix",

@@ -259,13 +259,18 @@ class SpikeGPT(
         return written
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, state = self.features(tokens, state)
+        return self.head(x).transpose(0, 1), state
+
+    def features(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the head reads, [T, B, C], and the state; as `forward` otherwise."""
         state = self._checked(tokens, state)
         x = self.embed(tokens)
         rows = []
         for block, row in zip(self.blocks, state.unbind(0)):
             x, after = block(x, row)
             rows.append(after)
-        return self.head(self.ln_out(x)).transpose(0, 1), torch.stack(rows)
+        return self.ln_out(x), torch.stack(rows)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What enters the first block, [T, B, C]: spikes, with the surrogate's gradient to the embedding."""

@@ -133,9 +133,7 @@ def train(
     return metrics
 
 
-def score_text(
-    model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, window: int = 0, stride: int = 0
-) -> Score:
+def score_text(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, window: int = 0, stride: int = 0) -> Score:
     """`windows.score` of a text of which only the tokens are given."""
     return score(model, tokens, tokenizer.decode(tokens[1:]), window=window, stride=stride)
 
