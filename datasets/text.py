@@ -16,7 +16,9 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,6 +33,7 @@ __all__ = [
     "HFTokenizer",
     "Sentences",
     "Tokenizer",
+    "WordTokenizer",
     "load_tokenizer",
     "open_corpus",
     "open_tokens",
@@ -146,6 +149,42 @@ class CharTokenizer:
         return json.dumps({"kind": "characters", "characters": self.characters})
 
 
+class WordTokenizer:
+    """Every word between white space a token; token 0 is every other word. For classifying short texts.
+
+    >>> tokenizer = WordTokenizer.of(["a good film", "a bad film"])
+    >>> tokenizer.decode(tokenizer.encode("a good book"))
+    'a good <unk>'
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = ("<unk>", *words)
+        self._number = {word: i for i, word in enumerate(self.words)}
+
+    @classmethod
+    def of(cls, texts: Iterable[str], least: int = 1) -> WordTokenizer:
+        """The tokenizer of the words that appear at least so often, the most frequent first."""
+        counts = Counter(word for text in texts for word in text.split() if word != "<unk>")
+        return cls([word for word, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if n >= least])
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        text = text if isinstance(text, str) else _as_characters("WordTokenizer", text)
+        return np.array([self._number.get(word, 0) for word in text.split()], _smallest(self.vocab_size))
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return " ".join(self.words[int(token)] for token in tokens)
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        return (f"{' ' if i else ''}{self.words[int(token)]}" for i, token in enumerate(tokens))
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "words", "words": self.words[1:]})
+
+
 class HFTokenizer:
     """The tokenizer of a tokenizer.json, as the `tokenizers` package writes it. Needs spiking[text]."""
 
@@ -209,6 +248,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         return ByteTokenizer()
     if kind == "characters" and isinstance(found.get("characters"), str):
         return CharTokenizer(found["characters"])
+    if kind == "words" and isinstance(found.get("words"), list):
+        return WordTokenizer([str(word) for word in found["words"]])
     if isinstance(found, dict) and "model" in found:
         return HFTokenizer(content)
     raise SpikingError(f"{path}: got JSON of another kind; expected a tokenizer.")
@@ -369,7 +410,7 @@ def read_mr(folder: str | Path, seed: int = 0) -> dict[str, Sentences]:
     edges = [round(len(texts) * share) for share in (0, 0.8, 0.9, 1)]
     return {
         split: Sentences([texts[i] for i in order[a:b]], labels[order[a:b]])
-        for split, a, b in zip(SPLITS, edges, edges[1:])
+        for split, (a, b) in zip(SPLITS, pairwise(edges))
     }
 
 
@@ -408,14 +449,14 @@ def _parts(path: Path | None) -> tuple[str, list[bytes]]:
         while 0 < end < len(content) and content[end] & 0xC0 == 0x80:  # inside a character
             end += 1
         edges.append(end)
-    return name, [content[a:b] for a, b in zip(edges, edges[1:])]
+    return name, [content[a:b] for a, b in pairwise(edges)]
 
 
 def _cuts(name: str, size: int) -> list[tuple[int, int]]:
     """Begin and end of each split."""
     shares = (0.9, 0.95, 1.0) if name.startswith("enwik8") else (0.9, 1.0, 1.0)
     edges = [0, *(int(size * share) for share in shares)]
-    return list(zip(edges, edges[1:]))
+    return list(pairwise(edges))
 
 
 def _folder(path: Path) -> list[bytes]:

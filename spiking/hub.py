@@ -12,7 +12,7 @@ from torch import nn
 from spiking.checkpoint import _compare_tensors, write_atomically
 from spiking.errors import SpikingError
 
-__all__ = ["MODEL_CARD", "HubModel"]
+__all__ = ["MODEL_CARD", "HubModel", "fetch"]
 
 M = TypeVar("M", bound="HubModel")
 
@@ -49,7 +49,7 @@ class HubModel(PyTorchModelHubMixin):
     """A model with `save_pretrained(folder)`, `from_pretrained(folder or hub name)` and `push_to_hub(name)`.
 
     huggingface_hub's mixin with three differences: weights are written whole or not at all, they are loaded strictly, and
-    never from a pickle.
+    never from a pickle. Weights in a file of half precision are widened to those of the model.
     Errors: SpikingError naming the folder or file and the tensor that does not fit.
     """
 
@@ -92,28 +92,42 @@ class HubModel(PyTorchModelHubMixin):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        if os.path.isdir(model_id):
-            file = Path(model_id) / constants.SAFETENSORS_SINGLE_FILE
-        else:
-            file = Path(
-                hf_hub_download(
-                    repo_id=model_id,
-                    filename=constants.SAFETENSORS_SINGLE_FILE,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
+        file = fetch(
+            model_id,
+            constants.SAFETENSORS_SINGLE_FILE,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        assert file is not None  # from_pretrained has looked
         model = cls(**model_kwargs)
         assert isinstance(model, nn.Module)
         try:
             weights = load_file(file, device="cpu")
         except (SafetensorError, OSError) as err:
             raise SpikingError(f"{file}: not a whole safetensors file ({err}). It is cut or something else.") from err
-        _compare_tensors(file, "model", weights, model.state_dict())
+        wanted = model.state_dict()
+        for name, value in weights.items():  # half-precision files are widened, which is exact
+            if name in wanted and value.dtype in (torch.float16, torch.bfloat16) and wanted[name].is_floating_point():
+                weights[name] = value.to(wanted[name].dtype)
+        _compare_tensors(file, "model", weights, wanted)
         model.load_state_dict(weights, strict=strict)
         model.to(torch.device(map_location))
         model.eval()
         return model
+
+
+def fetch(model_id: str, name: str, **options: Any) -> Path | None:
+    """A file of a model's folder, or of its page on the hub (`options` as `hf_hub_download` takes them); None where it has none."""
+    if os.path.isdir(model_id):
+        path = Path(model_id) / name
+        return path if path.is_file() else None
+    known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+    try:
+        return Path(hf_hub_download(model_id, name, **{key: options[key] for key in known if key in options}))
+    except EntryNotFoundError:
+        if name == constants.SAFETENSORS_SINGLE_FILE:
+            raise
+        return None

@@ -345,7 +345,6 @@ class Trainer:
         place.seconds += time.perf_counter() - began
 
     def _step(self, train: Batches, indices: np.ndarray, n_everyone: int, step: int, steps_per_epoch: int) -> None:
-        place = self._position
         torch.manual_seed(seed_for(self.config.seed, 1, step, self.accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.config, step, steps_per_epoch) * group.get("lr_scale", 1.0)

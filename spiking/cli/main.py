@@ -16,6 +16,7 @@ VERBS = {  # in the order of the help page
     "train": "spiking.cli.train",
     "iir": "spiking.cli.iir",
     "lsm": "spiking.cli.lsm",
+    "lm": "spiking.cli.lm",
     "energy": "spiking.cli.energy",
     "deploy": "spiking.cli.deploy",
     "data": "spiking.cli.data",

@@ -11,6 +11,8 @@ Source: Zhu et al. 2023 (arXiv 2302.13939), section 3.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,16 +20,21 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 
 from spiking import functional as F
+from spiking.checkpoint import write_atomically
 from spiking.cuda_kernels import reference
+from spiking.datasets.text import Tokenizer, load_tokenizer
 from spiking.errors import SpikingError
+from spiking.hub import MODEL_CARD, HubModel, fetch
 from spiking.layer import Linear
 from spiking.models.spikegpt import start
 from spiking.models.spikegpt.config import SpikeGPTConfig
+from spiking.models.spikegpt.sample import Writer
 from spiking.neuron import LIF, LIFState
 from spiking.surrogate import ATan
 
 __all__ = ["STATE_ROWS", "Block", "ChannelMix", "SpikeGPT", "TimeMix", "language_loss"]
 
+TOKENIZER_FILE = "tokenizer.json"
 STATE_ROWS = ("time_x", "p", "q", "o", "channel_x", "time_v", "channel_v", "activation_v")
 _GREATEST_DECAY = 80.0  # exp of more is no float32
 
@@ -184,8 +191,16 @@ class Block(nn.Module):
         return self.ffnPre(x, before, x.new_empty(0), self.pre)[0], past
 
 
-class SpikeGPT(nn.Module):
+class SpikeGPT(
+    nn.Module,
+    HubModel,
+    library_name="spiking",
+    tags=["spiking-neural-network", "language-model"],
+    model_card_template=MODEL_CARD,
+):
     """A spiking language model whose cost per token does not grow with the text before it.
+
+    `tokenizer` is the one that it was trained with, None for a model that was not; it is saved and loaded with the weights.
 
     Shapes: tokens [B, T] (int64) -> logits [B, T, V], state [n_layer, 11, B, C]. The state is one tensor: clone, detach, index its
     batch with state[:, :, i], or save it as any other. None begins a text. A text at once, in chunks, or token by token gives the
@@ -203,6 +218,7 @@ class SpikeGPT(nn.Module):
     def __init__(self, config: SpikeGPTConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SpikeGPTConfig()
+        self.tokenizer: Tokenizer | None = None
         self.emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
@@ -212,14 +228,49 @@ class SpikeGPT(nn.Module):
             if config.spiking:
                 self._fire_from_the_start()
 
+    @classmethod
+    def pretrained(cls) -> SpikeGPT:
+        """The small model that ships with the package, trained on the characters of tiny Shakespeare; README.md beside it is its card.
+
+        >>> lm = SpikeGPT.pretrained()
+        >>> len(lm.write("ROMEO:", 20, seed=0))
+        20
+        """
+        return cls.from_pretrained(Path(__file__).parent / "pretrained")
+
+    def generate(self, prompt: Iterable[int], n: int, **options: Any) -> Writer:
+        """An iterator over n tokens that follow the prompt; `options` as `Writer` takes them (temperature, top_k, top_p, seed, …).
+
+        Each token costs the same time, and the state's memory only.
+        """
+        return Writer(self, prompt, n, **options)
+
+    def write(self, prompt: str, n: int, **options: Any) -> str:
+        """The text of n tokens that follow a prompt, by the tokenizer of the model; `options` as `generate` takes them.
+
+        Errors: SpikingError for a model without a tokenizer, and for a prompt outside its vocabulary.
+        """
+        if self.tokenizer is None:
+            raise SpikingError("SpikeGPT.write: the model has no tokenizer. Set lm.tokenizer, or call generate.")
+        training = self.training
+        self.eval()
+        written = self.tokenizer.decode(self.generate(self.tokenizer.encode(prompt), n, **options))
+        self.train(training)
+        return written
+
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, state = self.features(tokens, state)
+        return self.head(x).transpose(0, 1), state
+
+    def features(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the head reads, [T, B, C], and the state; as `forward` otherwise."""
         state = self._checked(tokens, state)
         x = self.embed(tokens)
         rows = []
         for block, row in zip(self.blocks, state.unbind(0)):
             x, after = block(x, row)
             rows.append(after)
-        return self.head(self.ln_out(x)).transpose(0, 1), torch.stack(rows)
+        return self.ln_out(x), torch.stack(rows)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What enters the first block, [T, B, C]: spikes, with the surrogate's gradient to the embedding."""
@@ -258,6 +309,19 @@ class SpikeGPT(nn.Module):
                 "Use state=None to begin a text."
             )
         return state
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        if self.tokenizer is not None:
+            write_atomically(save_directory / TOKENIZER_FILE, self.tokenizer.to_json().encode())
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> SpikeGPT:
+        model = super()._from_pretrained(model_id=model_id, **options)
+        path = fetch(model_id, TOKENIZER_FILE, **options)
+        if path is not None:
+            model.tokenizer = load_tokenizer(path)
+        return model
 
     @torch.no_grad()
     def _fire_from_the_start(self) -> None:
