@@ -1,17 +1,19 @@
 """Whole models, one room each."""
 
-from spiking.models.diffusion import SpikingUNet, UNetConfig
+from spiking.models.diffusion import DiffusionConfig, SpikingDiffusion, SpikingUNet, UNetConfig
 from spiking.models.iir import SpikingResNet, SpikingVGG
 from spiking.models.lsm import LiquidStateMachine
 from spiking.models.nmnist import NMNISTConfig, NMNISTNet
 from spiking.models.spikegpt import SpikeGPT, SpikeGPTConfig
 
 __all__ = [
+    "DiffusionConfig",
     "LiquidStateMachine",
     "NMNISTConfig",
     "NMNISTNet",
     "SpikeGPT",
     "SpikeGPTConfig",
+    "SpikingDiffusion",
     "SpikingResNet",
     "SpikingUNet",
     "SpikingVGG",
