@@ -127,10 +127,10 @@ class TensorBatches:
 
 
 class Objective(NamedTuple):
-    """What a step is judged by: a scalar loss, and scores [B, C] whose largest is the prediction."""
+    """What a step is judged by: a scalar loss, and scores [B, C] whose largest is the prediction; None where nothing is classified."""
 
     loss: Tensor
-    logits: Tensor
+    logits: Tensor | None = None
 
 
 def rate_objective(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
@@ -150,6 +150,8 @@ class Evaluation:
 
     @property
     def predictions(self) -> np.ndarray:
+        if not self.logits.shape[1]:
+            raise SpikingError("Evaluation.predictions: got an objective without scores; expected one that classifies.")
         return self.logits.argmax(1)
 
     @property
@@ -199,6 +201,7 @@ class Trainer:
     `objective(model, x, labels)` gives loss and scores; with `run_dir`, metrics.jsonl (one line an epoch) and
     checkpoint.safetensors appear there, and `fit(…, resume=True)` continues. `optimizer(model, config)` makes the optimizer;
     a parameter group with an entry "lr_scale" learns at so many times the rate that `schedule(config, step, steps_per_epoch)` gives.
+    `after_epoch(model, record)` is called once an epoch is saved, with the averaged weights in the model; of no concern to the training.
     Raises Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the checkpoint is written.
     Errors: SpikingError, naming layer and step, where an input, weight or loss stops being finite; where a checkpoint
     does not fit; where a device or precision is not to be had.
@@ -219,10 +222,12 @@ class Trainer:
         display: Display | None = None,
         optimizer: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer] = adamw,
         schedule: Callable[[TrainConfig, int, int], float] = learning_rate,
+        after_epoch: Callable[[nn.Module, dict[str, Any]], None] | None = None,
     ) -> None:
         self.config = config or TrainConfig()
         self.objective = objective
         self.schedule = schedule
+        self.after_epoch = after_epoch
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.display = display or open_display()
         self.accelerator = _accelerator(self.config, self.run_dir)
@@ -299,9 +304,10 @@ class Trainer:
                 self._check_input("Trainer.evaluate", x, indices)
                 # The bare model: ranks may have unequal numbers of batches, and the distributed one would wait for all.
                 result = self.objective(self.model, x, labels)
-                scores = result.logits.float().cpu().numpy()
+                scores = (result.loss[None, None] if result.logits is None else result.logits).float().cpu().numpy()
                 if not np.isfinite(scores).all():
                     raise SpikingError(f"Trainer.evaluate: {self._what_is_not_finite('Load other weights.')}")
+                scores = scores if result.logits is not None else np.empty((len(labels), 0), np.float32)
                 parts.append((first, scores, labels.cpu().numpy(), float(result.loss), self._rates.latest()))
         self.model.train(was_training)
         if world > 1:
@@ -357,7 +363,8 @@ class Trainer:
         if self._average is not None:
             self._average.update(step)
         place.loss += float(result.loss.detach()) * len(indices)
-        place.correct += int((result.logits.detach().argmax(1) == labels).sum())
+        if result.logits is not None:
+            place.correct = int((result.logits.detach().argmax(1) == labels).sum()) + (place.correct or 0)
         place.samples += len(indices)
         for name, rate in self._rates.latest().items():
             place.rates[name] = place.rates.get(name, 0.0) + rate * len(indices)
@@ -371,9 +378,12 @@ class Trainer:
         if validation is not None:
             with self._averaged_weights():
                 held_out = self.evaluate(validation)
-                record["validation_loss"], record["validation_accuracy"] = held_out.loss, held_out.accuracy
-                # Of equally accurate epochs the one with the lower loss.
-                score = [held_out.accuracy, -held_out.loss]
+                record["validation_loss"] = held_out.loss
+                score = [-held_out.loss]
+                if held_out.logits.shape[1]:
+                    record["validation_accuracy"] = held_out.accuracy
+                    # Of equally accurate epochs the one with the lower loss.
+                    score = [held_out.accuracy, -held_out.loss]
                 if place.best is None or score > place.best["score"]:
                     place.best = {"epoch": place.epoch, "score": score}
                     self._best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -383,13 +393,17 @@ class Trainer:
         self._save()
         self.display.epoch(record, self.config.epochs)
         self.accelerator.log(_flat(record), step=record["epoch"])
+        if self.after_epoch is not None and self.accelerator.is_main_process:
+            with self._averaged_weights():
+                self.after_epoch(self.model, record)
 
     def _running(self) -> dict[str, Any]:
         """Loss, accuracy and firing rates of this epoch so far (of this rank's share)."""
         place, n = self._position, max(1, self._position.samples)
+        accuracy = {} if place.correct is None else {"accuracy": place.correct / n}
         return {
             "loss": place.loss / n,
-            "accuracy": place.correct / n,
+            **accuracy,
             "rates": {name: total / n for name, total in place.rates.items()},
         }
 
@@ -564,7 +578,7 @@ class _Position:
     epoch: int = 0
     step: int = 0
     loss: float = 0.0
-    correct: int = 0
+    correct: int | None = None  # nothing is classified
     samples: int = 0
     seconds: float = 0.0
     rates: dict[str, float] = field(default_factory=dict)
@@ -574,7 +588,14 @@ class _Position:
     train_size: int = 0
 
     def next_epoch(self) -> None:
-        self.epoch, self.step, self.loss, self.correct, self.samples, self.seconds = self.epoch + 1, 0, 0.0, 0, 0, 0.0
+        self.epoch, self.step, self.loss, self.correct, self.samples, self.seconds = (
+            self.epoch + 1,
+            0,
+            0.0,
+            None,
+            0,
+            0.0,
+        )
         self.rates = {}
 
 

@@ -80,16 +80,24 @@ class SpikingDiffusion(
         return self.unet(x, t, labels)
 
     def loss(
-        self, x0: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None, drop: float = 0.1
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        drop: float = 0.1,
+        through: nn.Module | None = None,
     ) -> Tensor:
-        """Mean square error of the prediction at random noise steps; with classes, a share `drop` of the labels is hidden."""
+        """Mean square error of the prediction at random noise steps; with classes, a share `drop` of the labels is hidden.
+
+        `through`: a wrapper of this model to call in its place, such as that of data-parallel training.
+        """
         n, device = len(x0), x0.device
         t = torch.randint(len(self.schedule), (n,), generator=generator).to(device)
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(device)
         if self.config.unet.classes and labels is not None:
             hidden = torch.rand(n, generator=generator).to(device) < drop
             labels = torch.where(hidden, -1, labels)
-        found = self(self.schedule.noisy(x0, noise, t), t, labels if self.config.unet.classes else None)
+        found = (through or self)(self.schedule.noisy(x0, noise, t), t, labels if self.config.unet.classes else None)
         return ((found - self.schedule.target(x0, noise, t, self.config.prediction)) ** 2).mean()
 
     def predict(self, x: Tensor, t: int, labels: Tensor | None = None, guidance: float = 0.0) -> tuple[Tensor, Tensor]:
