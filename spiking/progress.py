@@ -30,7 +30,11 @@ class Display:
 
 def summary(record: dict[str, Any], rates: bool = True) -> str:
     """Loss, accuracies and firing rates of an epoch, complete or not, on one line."""
-    parts = [f"loss {record['loss']:.3f}", f"accuracy {100 * record['accuracy']:5.1f} %"]
+    parts = [f"loss {record['loss']:.3f}"]
+    if "accuracy" in record:
+        parts.append(f"accuracy {100 * record['accuracy']:5.1f} %")
+    elif "validation_loss" in record:
+        parts.append(f"validation {record['validation_loss']:.3f}")
     if "validation_accuracy" in record:
         parts.append(f"validation {100 * record['validation_accuracy']:5.1f} %")
     if rates and record["rates"]:

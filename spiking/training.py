@@ -134,7 +134,7 @@ class Objective(NamedTuple):
     predicted for a sample as a whole, as of a text: the loss then chooses the best epoch."""
 
     loss: Tensor
-    logits: Tensor | None
+    logits: Tensor | None = None
 
 
 def rate_objective(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
@@ -154,6 +154,8 @@ class Evaluation:
 
     @property
     def predictions(self) -> np.ndarray:
+        if not self.logits.shape[1]:
+            raise SpikingError("Evaluation.predictions: got an objective without scores; expected one that classifies.")
         return self.logits.argmax(1)
 
     @property
@@ -203,6 +205,7 @@ class Trainer:
     `objective(model, x, labels)` gives loss and scores; with `run_dir`, metrics.jsonl (one line an epoch) and
     checkpoint.safetensors appear there, and `fit(…, resume=True)` continues. `optimizer(model, config)` makes the optimizer;
     a parameter group with an entry "lr_scale" learns at so many times the rate that `schedule(config, step, steps_per_epoch)` gives.
+    `after_epoch(model, record)` is called once an epoch is saved, with the averaged weights in the model; of no concern to the training.
     Raises Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once the checkpoint is written.
     Errors: SpikingError, naming layer and step, where an input, weight or loss stops being finite; where a checkpoint
     does not fit; where a device or precision is not to be had.
@@ -223,10 +226,12 @@ class Trainer:
         display: Display | None = None,
         optimizer: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer] = adamw,
         schedule: Callable[[TrainConfig, int, int], float] = learning_rate,
+        after_epoch: Callable[[nn.Module, dict[str, Any]], None] | None = None,
     ) -> None:
         self.config = config or TrainConfig()
         self.objective = objective
         self.schedule = schedule
+        self.after_epoch = after_epoch
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.display = display or open_display()
         self.accelerator = _accelerator(self.config, self.run_dir)
@@ -402,6 +407,9 @@ class Trainer:
         self._save()
         self.display.epoch(record, self.config.epochs)
         self.accelerator.log(_flat(record), step=record["epoch"])
+        if self.after_epoch is not None and self.accelerator.is_main_process:
+            with self._averaged_weights():
+                self.after_epoch(self.model, record)
 
     def _running(self) -> dict[str, Any]:
         """Loss, accuracy and firing rates of this epoch so far (of this rank's share)."""

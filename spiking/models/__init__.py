@@ -1,6 +1,6 @@
 """Whole models, one room each."""
 
-from spiking.models.diffusion import SpikingUNet, UNetConfig
+from spiking.models.diffusion import DiffusionConfig, SpikingDiffusion, SpikingUNet, UNetConfig
 from spiking.models.iir import SpikingResNet, SpikingVGG
 from spiking.models.lsm import LiquidStateMachine
 from spiking.models.nmnist import NMNISTConfig, NMNISTNet
@@ -8,6 +8,7 @@ from spiking.models.ntidigits import NTIDIGITSConfig, NTIDIGITSNet
 from spiking.models.spikegpt import SpikeGPT, SpikeGPTConfig
 
 __all__ = [
+    "DiffusionConfig",
     "LiquidStateMachine",
     "NMNISTConfig",
     "NMNISTNet",
@@ -15,6 +16,7 @@ __all__ = [
     "NTIDIGITSNet",
     "SpikeGPT",
     "SpikeGPTConfig",
+    "SpikingDiffusion",
     "SpikingResNet",
     "SpikingUNet",
     "SpikingVGG",

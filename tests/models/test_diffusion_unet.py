@@ -266,7 +266,7 @@ def test_errors():
         UNetConfig(channels=7)
     with pytest.raises(SpikingError, match=r"UNetConfig.multipliers: got \(\); expected whole numbers"):
         UNetConfig(multipliers=())
-    with pytest.raises(SpikingError, match='UNetConfig.readout: got "last"; expected exp or mean'):
+    with pytest.raises(SpikingError, match=r'UNetConfig.readout: got "last"; expected exp or mean'):
         UNetConfig(readout="last")
     with pytest.raises(SpikingError, match=r"UNetConfig.beta: got 2; expected 0 to 1"):
         UNetConfig(beta=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spiking.errors import SpikingError
@@ -75,17 +75,22 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The noise and what is predicted: `schedule` of the variances, `prediction` "eps", "x0" or "v".
+    """A denoiser, the noise, and what is predicted: "eps" (the noise), "x0" (the image) or "v" (their rotation).
 
-    beta_first and beta_last are those of the linear schedule; the cosine one has no parameters.
+    `schedule` of the variances: "linear" from beta_first to beta_last, or "cosine", which has no parameters. `temporal`: each
+    convolution has a weight for every time step.
     """
 
+    unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: str = "linear"
     beta_first: float = 1e-4
     beta_last: float = 0.02
     prediction: str = "eps"
+    temporal: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.unet, dict):  # from JSON
+            object.__setattr__(self, "unet", UNetConfig(**self.unet))
         check(
             self,
             {"schedule": ("linear", "cosine"), "prediction": ("eps", "x0", "v")},
