@@ -133,8 +133,9 @@ class Watch:
 
     def start(self) -> None:
         """Be in force in this thread or task, beside those that are already."""
-        if self not in _in_force.get():
-            _in_force.set((*_in_force.get(), self))
+        others = _in_force.get()
+        if self not in others:
+            _in_force.set((*others, self))
 
     def stop(self) -> None:
         """Be in force no longer; recordings inside of one another may end in any order."""

@@ -48,6 +48,9 @@ class Again(ABC):
     `maker` is the layer that made the input, "" if none did; `constants` are what each pass adds to counters in every step.
     """
 
+    gives = True  # whether the output is the layer's
+    counts_output = False  # whether what was found are counts of the output
+
     def __init__(self, done: LayerPass, x: Tensor, constants: dict[str, int]) -> None:
         self.row, self.next_step, self.samples = done.row, done.steps, done.samples
         self.label, self.call = done.label, done.call
@@ -56,31 +59,37 @@ class Again(ABC):
         self.constants = [(done.row.counts[name], value) for name, value in constants.items() if value]
         self.found: list[Any] = []  # in passes that are not in the row yet
 
-    @abstractmethod
     def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
         """Take a call of the module, if it is like the first."""
+        if (
+            x.shape != self.shape
+            or x.dtype is not self.dtype
+            or not x.is_contiguous()
+            or run.batch != self.samples
+            or run.steps != self.next_step
+            or run.calls.get(self.label, 0) != self.call
+        ):
+            return False
+        made = run.maker(x)
+        if self.maker != ("" if made is None else made.name):
+            return False
+        found = self.finds(run, watch, module, x, y, None if made is None else made.counts)
+        if found is None:
+            return False
+        self.starts(run, found)
+        if self.gives:
+            run.produced(y, self.row.name, found if self.counts_output else None)
+        return True
 
-    def fits(self, run: ForwardPass, x: Tensor) -> bool:
-        """Whether x is like the first input, and this the same call of the pass."""
-        return (
-            x.shape == self.shape
-            and x.dtype is self.dtype
-            and x.is_contiguous()
-            and run.batch == self.samples
-            and run.steps == self.next_step
-            and run.calls.get(self.label, 0) == self.call
-        )
+    @abstractmethod
+    def finds(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor, known: Any) -> Any:
+        """What the row will need of this call, None if it is unlike the first; `known` are the counts of x that its maker has."""
 
-    def starts(self, run: ForwardPass, found: Any = None) -> None:
+    def starts(self, run: ForwardPass, found: Any) -> None:
         """Be the layer's part of the pass."""
         run.calls[self.label] = self.call + 1
         run.layers[self.row.name] = self
         self.found.append(found)
-
-    def made(self, run: ForwardPass, x: Tensor) -> bool:
-        """Whether the layer before made x."""
-        found = run.maker(x)
-        return self.maker == (found.name if found is not None else "")
 
     def check(self) -> None:  # noqa: B027 (nothing to look at: a LayerPass, its twin, has)
         """Shapes are those of the row."""
@@ -110,14 +119,10 @@ class Again(ABC):
 class NormAgain(Again):
     """A normalisation, or a pooling of maxima: nothing differs."""
 
-    def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
-        if not (self.fits(run, x) and (self.row.train_mode or not module.training) and self.made(run, x)):
-            return False
-        self.starts(run)
-        run.produced(y, self.row.name)
-        return True
+    def finds(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor, known: Any) -> bool | None:
+        return True if self.row.train_mode or not module.training else None
 
-    def add(self, row: LayerTrace, found: list[None], sums: Sums) -> None:
+    def add(self, row: LayerTrace, found: list[bool], sums: Sums) -> None:
         """Nothing."""
 
 
@@ -155,45 +160,37 @@ class PoolAgain(Again):
         self.windows = None if bool((windows == 1).all()) else windows
         self.rooms = Rooms(self, (self.windows, None), values=False)
 
-    def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
-        if not (self.fits(run, x) and self.made(run, x)):
-            return False
-        found = self.rooms.count(x)
-        if found is None:
-            return False
-        self.starts(run, found)
-        run.produced(y, self.row.name)
-        return True
+    def finds(
+        self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor, known: Any
+    ) -> tuple[counting.Counting, counting.Counted] | None:
+        return self.rooms.count(x)
 
     def add(self, row: LayerTrace, found: list[tuple[counting.Counting, counting.Counted]], sums: Sums) -> None:
-        for _, counted in found:
-            nnz = counted.nonzero.reshape(self.next_step, -1).sum(1)
-            reached = nnz if self.windows is None else counted.synops[0].reshape(self.next_step, -1).sum(1)
-            row.counts["in_nnz"] += nnz
-            row.counts["pool_adds"] += reached
+        nnz = np.stack([counted.nonzero for _, counted in found])
+        reached = nnz if self.windows is None else np.stack([counted.synops[0] for _, counted in found])
+        for name, each in (("in_nnz", nnz), ("pool_adds", reached)):
+            row.counts[name] += each.reshape(len(found), self.next_step, -1).sum((0, 2))
         self.rooms.clear([room for room, _ in found])
 
 
 class NeuronAgain(Again):
     """Neurons that count while they run."""
 
+    counts_output = True
+
     def __init__(self, done: LayerPass, x: Tensor, constants: dict[str, int]) -> None:
         super().__init__(done, x, constants)
         self.updates = constants["updates"] * done.steps // max(done.samples, 1)  # of a sample
 
-    def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
-        if not (self.fits(run, x) and self.made(run, x)):
-            return False
+    def finds(
+        self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor, known: Any
+    ) -> NeuronCounts | None:
         found = watch.take_neurons(x, y)
-        return found is not None and self.takes(run, found, y)
+        return found if found is not None and self.takes(found) else None
 
-    def takes(self, run: ForwardPass, found: NeuronCounts, y: Tensor) -> bool:
-        """Take a call of which these are the counts."""
-        if not found.binary or (self.found and found.kind != self.found[0].kind):
-            return False
-        self.starts(run, found)
-        run.produced(y, self.row.name, found)
-        return True
+    def takes(self, found: NeuronCounts) -> bool:
+        """Whether counts are of the kind of those that wait, all outputs being 0 or 1."""
+        return found.binary and not (self.found and found.kind != self.found[0].kind)
 
     def add(self, row: LayerTrace, found: list[NeuronCounts], sums: Sums) -> None:
         by_step, by_sample, by_neuron = sums.of(found)
@@ -208,18 +205,22 @@ class NeuronAgain(Again):
 class TogetherAgain(Again):
     """A pooling and the neurons after it in one pass."""
 
+    gives = False
+
     def __init__(self, done: LayerPass, x: Tensor, constants: dict[str, int], neurons: NeuronAgain) -> None:
         super().__init__(done, x, constants)
         self.neurons, self.averages = neurons, done.row.kind == "avgpool"
 
-    def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
+    def finds(
+        self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor, known: Any
+    ) -> NeuronCounts | None:
         after = self.neurons
-        fits = self.fits(run, x) and run.calls.get(after.label, 0) == after.call and self.made(run, x)
-        found = watch.take_neurons(x, y) if fits else None
-        if found is None or not after.takes(run, found, y):
-            return False
-        self.starts(run, found)
-        return True
+        found = watch.take_neurons(x, y) if run.calls.get(after.label, 0) == after.call else None
+        if found is None or not after.takes(found):
+            return None
+        after.starts(run, found)
+        run.produced(y, after.row.name, found)
+        return found
 
     def add(self, row: LayerTrace, found: list[NeuronCounts], sums: Sums) -> None:
         if self.averages:
@@ -247,22 +248,12 @@ class WeightsAgain(Again):
         self.version, self.uniform, self.reach = version(weight), uniform, reach
         self.settled = False  # whether the levels hold all that spikes can add
 
-    def runs(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor) -> bool:
-        if not self.fits(run, x) or version(module.weight) != self.version:
-            return False
-        made = run.maker(x)
-        if self.maker != ("" if made is None else made.name):
-            return False
-        found = self.finds(watch, x, None if made is None else made.counts)
-        if found is None:
-            return False
-        self.starts(run, found)
-        run.produced(y, self.row.name)
-        return True
+    def finds(self, run: ForwardPass, watch: Watch, module: Any, x: Tensor, y: Tensor, known: Any) -> Operand | None:
+        return None if version(module.weight) != self.version else self.operand(watch, x, known)
 
     @abstractmethod
-    def finds(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
-        """Find the counts of x; `known` are those that its maker has."""
+    def operand(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
+        """The counts of x."""
 
     def repeats(self, x: Tensor, nonzeros: np.ndarray) -> bool:
         """Whether all steps of x are equal, of which so many numbers are not zero, [T, B]."""
@@ -292,7 +283,7 @@ class WeightsAgain(Again):
 class ReadsNeurons(WeightsAgain):
     """The operand was counted when it left its neurons."""
 
-    def finds(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
+    def operand(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
         if type(known) is not NeuronCounts or (self.uniform is None and known.reach is not self.reach):
             return None
         return Operand(self.row.repeated_input and self.repeats(x, known.spikes), known)
@@ -313,7 +304,7 @@ class ReadsNeurons(WeightsAgain):
 class ReadsCounted(WeightsAgain):
     """An event-driven layer counted the spikes of its operand."""
 
-    def finds(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
+    def operand(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
         found = watch.take_input(x) if known is None else None
         if found is None or not found.binary:
             return None
@@ -339,7 +330,7 @@ class ReadsTensor(WeightsAgain):
         super().__init__(done, x, constants, weight, uniform, reach)
         self.rooms = Rooms(self, (reach.stored, reach.nonzero), values=True)
 
-    def finds(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
+    def operand(self, watch: Watch, x: Tensor, known: Any) -> Operand | None:
         found = None if known is not None else self.rooms.count(x)
         if found is None or not found[1].finite:
             return None
@@ -357,20 +348,22 @@ class ReadsTensor(WeightsAgain):
             return [analogue if was.magnitudes is None else counters.met_levels(met, step) for was, met, step in known]
 
     def add(self, row: LayerTrace, found: list[Operand], sums: Sums) -> None:
-        shape = (self.next_step, self.samples)
-        each = []
-        for one in found:
-            nnz, syn, useful = (a.reshape(shape) for a in (one.counts.nonzero, *one.counts.synops))
-            by_step = nnz.sum(1)
-            if one.levels is None:
-                self.add_spikes(row, by_step, one.counts.per_element)
-            else:
+        steps, counted = self.next_step, [one.counts for one in found]
+        nnz = np.stack([counts.nonzero for counts in counted]).reshape(-1, steps, self.samples)
+        syn, useful = np.stack([counts.synops for counts in counted], axis=1).reshape(2, *nnz.shape)
+        row.counts["syn"] += syn.sum((0, 2))
+        row.counts["syn_eff"] += useful.sum((0, 2))
+        self.grow(sums, "syn_sample", syn.sum(1).reshape(-1))
+        of_steps = nnz.sum(2)
+        if all(one.levels is None for one in found):
+            self.add_spikes(row, of_steps.sum(0), np.sum([counts.per_element for counts in counted], axis=0))
+        else:
+            for one, by_step in zip(found, of_steps, strict=True):
+                if one.levels is None:
+                    self.add_spikes(row, by_step, one.counts.per_element)
+                    continue
                 row.counts["in_nnz"] += by_step
-                row.in_abs_sum += one.counts.magnitude.reshape(shape).sum(1)
+                row.in_abs_sum += one.counts.magnitude.reshape(steps, -1).sum(1)
                 row.spike_count += one.counts.per_element
                 join_levels(row, one.levels)
-            row.counts["syn"] += syn.sum(1)
-            row.counts["syn_eff"] += useful.sum(1)
-            each.append(syn.sum(0))
-        self.grow(sums, "syn_sample", np.concatenate(each))
         self.rooms.clear([one.room for one in found if one.room is not None])

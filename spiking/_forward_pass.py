@@ -146,6 +146,9 @@ def _over_steps(parts: list[np.ndarray]) -> np.ndarray | None:
     return parts[0].sum(0) if len(parts) == 1 else np.concatenate(parts).sum(0)
 
 
+_free_weak_ref = torch.UntypedStorage._free_weak_ref
+
+
 class Producer(NamedTuple):
     """Who wrote a storage."""
 
@@ -153,30 +156,6 @@ class Producer(NamedTuple):
     version: int
     numel: int
     counts: OperandCounts | NeuronCounts | None = None
-
-
-class Storages:
-    """Storages by identity. A weak reference to each keeps its identity from being another's while we remember it."""
-
-    _free = staticmethod(torch.UntypedStorage._free_weak_ref)
-
-    def __init__(self) -> None:
-        self._known: dict[int, Producer] = {}
-        self._held: list[int] = []
-
-    def note(self, x: Tensor, producer: Producer) -> None:
-        storage = x.untyped_storage()
-        key = storage._cdata
-        if key not in self._known:
-            self._held.append(storage._weak_ref())
-        self._known[key] = producer
-
-    def get(self, x: Tensor) -> Producer | None:
-        return self._known.get(x.untyped_storage()._cdata)
-
-    def __del__(self) -> None:
-        for held in self._held:
-            self._free(held)
 
 
 class ForwardPass:
@@ -200,7 +179,12 @@ class ForwardPass:
         self.calls: dict[str, int] = {}
         self._known = {} if known is None else known
         self.long = False  # whether some layer was counted the long way, not by a plan
-        self._producers = Storages()
+        self._producers: dict[int, Producer] = {}  # of storages by identity
+        self._held: list[int] = []  # weak references, which keep these identities from becoming those of others
+
+    def __del__(self) -> None:
+        for held in self._held:
+            _free_weak_ref(held)
 
     def start(self, name: str, n: int, make: Callable[[str], LayerTrace]) -> tuple[LayerPass, slice]:
         """The running pass of a layer and the n steps that this call covers; `make` gives a row that the trace does not have yet."""
@@ -226,12 +210,16 @@ class ForwardPass:
     # who made a tensor, who reads it
 
     def produced(self, x: Tensor, name: str, counts: OperandCounts | NeuronCounts | None = None) -> None:
-        self._producers.note(x, Producer(name, version(x), x.numel(), counts))
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key not in self._producers:
+            self._held.append(storage._weak_ref())
+        self._producers[key] = Producer(name, 0 if x.is_inference() else x._version, x.numel(), counts)
 
     def maker(self, x: Tensor) -> Producer | None:
         """Who made x, as it is."""
-        found = self._producers.get(x)
-        if found is None or found.version != version(x) or found.numel != x.numel():
+        found = self._producers.get(x.untyped_storage()._cdata)
+        if found is None or found.numel != x.numel() or found.version != (0 if x.is_inference() else x._version):
             return None
         return found
 

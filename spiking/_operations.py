@@ -25,17 +25,12 @@ class Operations(TorchFunctionMode):
             bool
         ] = []  # for the model and each module inside that matters: whether operations in it are its own
         self._entered = False
-        self._thread = threading.get_ident()
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether this is another thread than the one that records: what runs there is not of the recording."""
-        return threading.get_ident() != self._thread
+        self.thread = threading.get_ident()  # the one that records: what runs in others is not of the recording
 
     def start(self, listens: bool) -> None:
         """A pass begins; with `listens`, the model's own operations are looked at."""
-        self.stop()
-        self.step_in(listens)
+        self._open = [listens]
+        self._switch()
 
     def stop(self) -> None:
         self._open.clear()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime, timezone
 from os import PathLike
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +200,7 @@ class Recorder:
         self._outputs: list[Tensor] = []
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._operations.elsewhere:
+        if get_ident() != self._operations.thread:
             return
         if not self._call and self._open:
             self._reset()
@@ -213,7 +214,8 @@ class Recorder:
                 "step of one sample."
             )
         self._run.produced(x, INPUT)
-        self._look_at_state(x, kwargs)
+        if kwargs:
+            self._look_at_state(x, kwargs)
         self._operations.start(self._listens)
         self._rows.watch.start()
         steps = self.stated_steps
@@ -284,7 +286,7 @@ class Recorder:
         return x.shape[0] // steps, steps
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if self._operations.elsewhere:
+        if get_ident() != self._operations.thread:
             return
         self._operations.stop()
         self._rows.watch.stop()
@@ -410,7 +412,7 @@ class _Before:
         self.operations, self.listens, self.rows = operations, listens, rows
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.operations.elsewhere:
+        if get_ident() != self.operations.thread:
             return
         if self.listens is not None:
             self.operations.step_in(self.listens)
@@ -427,7 +429,7 @@ class _After:
         self.operations = operations
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        if not self.operations.elsewhere:
+        if get_ident() == self.operations.thread:
             self.operations.step_out()
 
 
@@ -440,13 +442,14 @@ class _Seen:
         self.operations, self.rows, self.kind, self.label, self.steps = operations, rows, kind, label, steps
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if self.operations.elsewhere:
+        if get_ident() != self.operations.thread:
             return
-        if not self.rows.run.steps:  # the model itself does not run
-            self.rows.apart = self.rows.apart or self.label
+        rows = self.rows
+        if not rows.run.steps:  # the model itself does not run
+            rows.apart = rows.apart or self.label
             return
         x, y = args[0] if args else None, out[0] if isinstance(out, tuple) and out else out
-        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and self.rows.ran_again(self.label, module, x, y)):
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and rows.ran_again(self.label, module, x, y)):
             self._count(module, args, kwargs, out)
         if self.steps:
             self.operations.step_out()

@@ -85,9 +85,10 @@ class Rows:
 
     def ran_again(self, label: Any, module: nn.Module, x: Tensor, y: Tensor) -> bool:
         """Whether a call was like one of an earlier pass; then it has been counted. `label`: of a layer, or of two together."""
-        call = self.run.calls.get(label, 0)
+        run = self.run
+        call = run.calls.get(label, 0)
         plan = self.again.get((label, call) if call else label)
-        return plan is not None and self.keep <= 0 and plan.runs(self.run, self.watch, module, x, y)
+        return plan is not None and self.keep <= 0 and plan.runs(run, self.watch, module, x, y)
 
     def _may_run_again(self, steps: slice, x: Tensor) -> bool:
         """Whether a call is of the kind that a plan is made for."""
