@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from spiking.datasets.audio import AudioSet
+from spiking.datasets.cochlea import Cochlea
 from spiking.datasets.ntidigits import NTIDIGITS, SHD
 from spiking.datasets.spoken import SpokenDigits
 from spiking.datasets.voices import SimulatedDigits
@@ -13,10 +14,11 @@ from spiking.datasets.voices import SimulatedDigits
 from spiking.errors import SpikingError
 
 
-def open_sound(root: str | os.PathLike[str] | None = None) -> tuple[AudioSet, AudioSet]:
+def open_sound(root: str | os.PathLike[str] | None = None, cochlea: Cochlea | None = None) -> tuple[AudioSet, AudioSet]:
     """Training and test split of the sound at `root`: n-tidigits.hdf5, shd_train.h5 and shd_test.h5 in a folder, or spoken digits as wav
     files (a folder or zip file of `<digit>_<speaker>_<take>.wav`); None: SIMULATED digits.
 
+    `cochlea` hears what is sound and not events yet.
     Errors: SpikingError saying what was found and what is missing; those of the sets.
 
     >>> train, test = open_sound()
@@ -24,15 +26,22 @@ def open_sound(root: str | os.PathLike[str] | None = None) -> tuple[AudioSet, Au
     (True, 640, 240)
     """
     if root is None:
-        return SimulatedDigits(train=True), SimulatedDigits(train=False)
+        return SimulatedDigits(train=True, cochlea=cochlea), SimulatedDigits(train=False, cochlea=cochlea)
     path = Path(root)
+    found: type[NTIDIGITS] | type[SHD] | None
     if path.is_dir():
-        kinds = {"n-tidigits.hdf5": NTIDIGITS, "shd_train.h5": SHD, "shd_test.h5": SHD}
-        found = next((kind for name, kind in kinds.items() if (path / name).is_file()), SpokenDigits)
+        kinds: dict[str, type[NTIDIGITS] | type[SHD]] = {
+            "n-tidigits.hdf5": NTIDIGITS,
+            "shd_train.h5": SHD,
+            "shd_test.h5": SHD,
+        }
+        found = next((kind for name, kind in kinds.items() if (path / name).is_file()), None)
     elif path.suffix in (".hdf5", ".h5"):
         if path.name.startswith("shd_"):
             raise SpikingError(f"{path}: got one split of SHD; expected the folder with shd_train.h5 and shd_test.h5.")
         found = NTIDIGITS
     else:
-        found = SpokenDigits
+        found = None
+    if found is None:
+        return SpokenDigits(path, train=True, cochlea=cochlea), SpokenDigits(path, train=False, cochlea=cochlea)
     return found(path, train=True), found(path, train=False)

@@ -174,6 +174,7 @@ def ntidigits(
     config: Annotated[
         Path | None, typer.Option(help="YAML file with settings; options on this line go before it.")
     ] = None,
+    cochlea: Annotated[str | None, typer.Option(help="What hears wav files: gammatone, cascade or hair-cell.")] = None,
     validation: Annotated[
         str | None, typer.Option(help="A training speaker to choose the epoch on; the last epoch without one.")
     ] = None,
@@ -192,6 +193,7 @@ def ntidigits(
     given = runs.nested(
         {
             "data": None if data is None else str(data),
+            "cochlea": cochlea,
             "validation": validation,
             "model.max_delay": max_delay,
             "model.recurrent": recurrent,
@@ -214,7 +216,7 @@ def ntidigits(
                 started = runs.recipe(Recipe(), file, settings, {}, "spiking train ntidigits")
                 runs.check_resumed(folder, started, recipe, given, "Start another run.")
             recipe.train.check_machine()
-            recordings = run.open_recordings(recipe.data)
+            recordings = run.open_recordings(recipe)
             for text in recordings.told:
                 typer.echo(f"warning: {text}", err=True)
             run.split(recipe, recordings)

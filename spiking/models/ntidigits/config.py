@@ -95,10 +95,12 @@ class FrameConfig:
 class Recipe:
     """A whole run: where the recordings are ("" means simulated ones), what is held out, and the rest.
 
+    `cochlea`: what hears sound that is not events yet: "gammatone", "cascade" or "hair-cell"; see `datasets.Cochlea`.
     `validation`: the training speaker on whom the epoch is chosen, by name; "" takes the last epoch, with nobody held out.
     """
 
     data: str = ""
+    cochlea: str = "gammatone"
     validation: str = ""
     label_smoothing: float = 0.1
     model: NTIDIGITSConfig = field(default_factory=NTIDIGITSConfig)
@@ -108,4 +110,4 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        check_fields(self, {}, {"label_smoothing": (0, 0.99)})
+        check_fields(self, {"cochlea": ("gammatone", "cascade", "hair-cell")}, {"label_smoothing": (0, 0.99)})

@@ -36,13 +36,13 @@ class Recordings(NamedTuple):
         return bool(self.train.simulated)
 
 
-def open_recordings(data: str = "") -> Recordings:
-    """The sound at `data`, simulated digits for "". Errors: those of `datasets.open_sound`."""
-    from spiking.datasets import open_sound
+def open_recordings(recipe: Recipe) -> Recordings:
+    """The sound at `recipe.data`, simulated digits for "". Errors: those of `datasets.open_sound`."""
+    from spiking.datasets import Cochlea, open_sound
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        train, test = open_sound(data or None)
+        train, test = open_sound(recipe.data or None, Cochlea(model=recipe.cochlea))
     description = train.describe() if train.simulated else f"{train.describe()} {test.describe()}"
     return Recordings(train, test, description, tuple(str(w.message) for w in caught))
 
