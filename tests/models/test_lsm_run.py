@@ -132,7 +132,7 @@ def test_simulated_recordings_say_so(tmp_path, monkeypatch):
         (["--task", "sound"], "--data: got no sound; expected a folder or zip file of spoken digits"),
         (["--data", "nowhere"], "nowhere: no such file or folder"),
         (["--task", "sound", "--preset", "tuned"], "--preset: got 'tuned'; expected published"),
-        (["--preset", "best"], "--preset: got 'best'; expected published or tuned"),
+        (["--preset", "best"], "--preset: got 'best'; expected published or zero-shot or tuned"),
     ],
 )
 def test_bad_options_are_named(options, message, tmp_path, monkeypatch):
