@@ -103,6 +103,11 @@ def _is_stand_in(tensor: Tensor) -> bool:
     return tensor.numel() > 1 and all(s == 0 or d == 1 for s, d in zip(tensor.stride(), tensor.shape))
 
 
+def is_constant(x: Tensor) -> bool:
+    """Whether x [T, *] is one step in memory, seen at each of several."""
+    return x.shape[0] > 1 and x.stride(0) == 0 and x[0].is_contiguous()
+
+
 def reads_input(params: Tensor | None, rule: list[int], save: int, drive: Drive | None = None) -> bool:
     """Whether the backward needs x: to run the forward again, for the decay of a decayed input, or for what a drive did with it."""
     again = save in (0, 3) or (bool(rule[_TIE + 1]) and params is not None)
@@ -137,7 +142,7 @@ def run_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(spikes, last state, saved) by a kernel; only that of CPUs knows a `drive`."""
     choice = backend.choose(x.device).name
-    constant = choice == "cpu" and drive is None and x.shape[0] > 1 and x.stride(0) == 0 and x[0].is_contiguous()
+    constant = choice == "cpu" and drive is None and is_constant(x)
     given, x = x, x if constant else x.contiguous()
     shape = tuple(x.shape) if drive is None else drive.shape(x)
     state = None if state is None else state.contiguous()
@@ -209,7 +214,8 @@ def run_backward(
     scalar = grad_s is not None and _is_stand_in(grad_s)
     grad_s = grad_s if grad_s is None or scalar else grad_s.contiguous()
     grad_state = None if grad_state is None else grad_state.contiguous()
-    x = x.contiguous() if reads else x
+    constant = choice == "cpu" and drive is None and is_constant(x)
+    x = x.contiguous() if reads and not constant else x
     state = None if state is None else state.contiguous()
     params = None if params is None else params.contiguous()
     steps, neurons = shape[0], math.prod(shape[1:])
@@ -247,7 +253,7 @@ def run_backward(
         launch.neuron_backward((*before, *outputs), sizes, packed, numbers, x)
     else:
         driven = [] if drive is None else drive.numbers(x, grad_affine)
-        backend.kernels().neuron_backward(*before, *outputs, *sizes, packed, numbers, threads, driven)
+        backend.kernels().neuron_backward(*before, *outputs, *sizes, packed, numbers, threads, driven, constant)
     return (
         grad_x,
         grad_state0,

@@ -421,7 +421,9 @@ def integrate_sending(
     _check_input(where, x, state, rule)
     params, inner, numbers = _cells(where, x, beta, threshold, beta_syn)
     integers, packed = ops.pack(rule, *numbers)
-    mode = _save_mode(where, rule, save, x, state, params)
+    again = save == "value" and x.is_cpu and not torch.compiler.is_compiling() and ops.is_constant(x)
+    # One step that is seen at each is read again at less cost than membranes of all steps would be.
+    mode = _save_mode(where, rule, "recompute" if again else save, x, state, params)
     if state is not None:
         state = state.to(ops.state_dtype(x.dtype))
     s, last, kept = ops.integrate(x, state, params, inner, integers, packed, mode)

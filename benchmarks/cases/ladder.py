@@ -1,9 +1,9 @@
 """Training steps of the ladder of IIR-SNN at five steps and at one, with other libraries' neurons in the same network.
 
 A quarter as wide as the published VGG of six layers, for images 28×28; thresholds are calibrated over one step, so that a tenth of
-all neurons fires. The peers' network is the same one made of torch's own layers and the peer's integrate-and-fire neurons with a fixed
-threshold and no learned leak, which is less work than ours do; loss and optimiser are the same. Networks whose neurons do nothing are
-timed beside them: no neuron, however fast, gets below those with the same layers.
+all neurons fires. The peers' network is the same one made of torch's own layers, dropout with one mask for all steps, and the peer's
+integrate-and-fire neurons with a fixed threshold and no learned leak, which is less work than ours do; loss and optimiser are the same.
+Networks whose neurons do nothing are timed beside them: no neuron, however fast, gets below those with the same layers.
 """
 
 from __future__ import annotations

@@ -43,9 +43,56 @@ Rule<T> rule_of(const NeuronCall& p) {
             T(p.detach_reset ? 0 : 1), T(p.reset_delay), T(p.residual_reset), T(p.normalize), T(p.refractory), p.surrogate};
 }
 
+// Whether the distance in units of the threshold is all that a rule with every flag asks for: neurons of the ladder to one time step.
+template <class T>
+SPIKING_FN bool only_normalized(const Rule<T>& rule) {
+    return rule.normalize > T(0) && rule.decay_input + rule.reset_delay + rule.residual_reset + rule.refractory == T(0);
+}
+
+// neuron_step and neuron_adjoint for these, with a soft reset and all that would be multiplied by 0 left out: the same bits.
+template <class T>
+SPIKING_ROW void normalized_step_row(const T* __restrict x, T* __restrict v, Cells<T> cells, const Rule<T> rule, T* __restrict s,
+                                     T* __restrict h, i64 n, const void* next, i64 width) {
+    const T* __restrict beta = cells.beta;
+    const T* __restrict threshold = cells.threshold;
+    for (i64 piece = 0; piece < n; piece += PIECE) {
+        const i64 stop = piece + PIECE < n ? piece + PIECE : n;
+        if (next) prefetch_row(static_cast<const char*>(next) + piece * width, (stop - piece) * width);
+        for (i64 k = piece; k < stop; ++k) {
+            const T charged = beta[k] * v[k] + x[k] + (T(1) - beta[k]) * rule.v_leak;
+            const T fired = fires<Flags::all>(charged / threshold[k] - T(1), rule);
+            h[k] = charged;
+            v[k] = charged - threshold[k] * fired;
+            s[k] = select(charged == charged, fired, charged);
+        }
+    }
+}
+
+template <class T>
+SPIKING_ROW void normalized_adjoint_row(const T* __restrict h, const T* __restrict u, const T* __restrict gs, const T* __restrict v,
+                                        T* __restrict cv, Cells<T> cells, const Rule<T> rule, T* __restrict gx, double* __restrict gb,
+                                        double* __restrict gt, i64 n) {
+    const T* __restrict beta = cells.beta;
+    const T* __restrict threshold = cells.threshold;
+    with_surrogate(rule.surrogate, [&](auto tag) {
+        const T a = rule.a, b = rule.b;
+        for (i64 k = 0; k < n; ++k) {
+            const T theta = threshold[k], incoming = cv[k];
+            const T through = (gs[k] - rule.attach * theta * incoming) * surrogate_grad<decltype(tag)::value>(u[k], a, b);
+            const T gh = incoming + through / theta;
+            gb[k] += double((v[k] - rule.v_leak) * gh);
+            gt[k] += double(T(0) - fires<Flags::all>(u[k], rule) * incoming - through * h[k] / (theta * theta));
+            cv[k] = beta[k] * gh;
+            gx[k] = gh;
+        }
+    });
+}
+
 template <Kind kind, Reset reset, Flags flags, class T>
 SPIKING_ROW void step_row(const T* __restrict x, States<T> st, Cells<T> cells, const Rule<T> rule, T* __restrict s, T* __restrict h, i64 n,
                           const void* next, i64 width) {
+    if constexpr (kind == Kind::lif && reset == Reset::subtract && flags == Flags::all)
+        if (only_normalized(rule)) return normalized_step_row(x, st.v, cells, rule, s, h, n, next, width);
     T* __restrict v = st.v;
     T* __restrict e = st.e;
     T* __restrict c = st.c;
@@ -350,13 +397,16 @@ void backward_block(const NeuronCall& p, i64 first, i64 n, double* grad_params, 
         if (t > 0) prefetch_row(row - p.N, n * i64(sizeof(IO)));
         return load_row(row, gsb, n);
     };
+    constexpr bool may_be_normalized = kind == Kind::lif && reset == Reset::subtract && flags == Flags::all && params;
+    const bool normalized = may_be_normalized && !p.drive && only_normalized(rule);
     const auto adjoint = [&](i64 t, const T* x, const T* h, const T* u, const T* bv, const T* be, const T* bc) {
         const i64 at = t * p.N + first;
-        slope_row(u, rule, slope, n);
+        if (!normalized) slope_row(u, rule, slope, n);
         const T* gs = grad_row(t);
         IO* out = static_cast<IO*>(p.grad_x) + at;
         T* gx = sizeof(IO) == sizeof(T) && !stream && !p.drive ? reinterpret_cast<T*>(out) : gxb;
-        adjoint_row<kind, reset, flags, params>(x, h, u, slope, gs, bv, be, bc, CarryRows<T>{cv, ce, cs}, cells, rule, GradRows{gb, gt, gy}, gx, n);
+        if (normalized) normalized_adjoint_row(h, u, gs, bv, cv, cells, rule, gx, gb, gt, n);
+        else adjoint_row<kind, reset, flags, params>(x, h, u, slope, gs, bv, be, bc, CarryRows<T>{cv, ce, cs}, cells, rule, GradRows{gb, gt, gy}, gx, n);
         if (p.drive) undriven_row<IO>(p, t, first, n, gxb, slope, grad_affine);
         else if (gx == gxb) store_row(gxb, out, n, stream);
     };

@@ -72,8 +72,9 @@ bool neuron_forward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t s
 void neuron_backward(uintptr_t x, uintptr_t state0, uintptr_t params, uintptr_t saved, uintptr_t grad_s, bool grad_s_is_scalar,
                      uintptr_t grad_state1, uintptr_t grad_x, uintptr_t grad_state0, uintptr_t grad_params, long long T, long long N,
                      long long C, long long inner, const std::vector<int>& rule, const std::vector<double>& numbers, int threads,
-                     const Drive& drive) {
+                     const Drive& drive, bool x_is_constant) {
     NeuronCall p = call_of(x, state0, params, saved, {T, N, C, inner}, rule, numbers, threads);
+    p.x_is_constant = x_is_constant;
     DriveCall d{};
     p.drive = drive_of(drive, d);
     p.grad_s = pointer<const void>(grad_s), p.grad_s_is_scalar = grad_s_is_scalar;
