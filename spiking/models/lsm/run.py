@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,12 +248,43 @@ def run(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> dict[
     }
 
 
-def _by_readout(features: Tensor, recordings: Recordings, kind: Any) -> int:
-    hits = 0
+def instances(recipe: Recipe, n: int, say: Callable[[str], None] = lambda text: None) -> dict[str, list[float]]:
+    """Accuracy of n chips with the reservoir of a recipe on its `cell`, each with devices and weights of its own.
+
+    Three columns: the same weights without a cell; the cell, with the readout fitted through the same chip; the cell, with the readout
+    that was fitted without.
+    Errors: SpikingError for a recipe without a cell.
+    """
+    if not recipe.cell:
+        raise SpikingError("instances: got a recipe without a cell; expected a memory cell such as rram-40nm.")
+    recordings = open_recordings(recipe)
+    batches, exact = list(recordings.batches()), replace(recipe, cell="")
+    n_tested = sum(len(test) for _, test in recordings.splits)
+    found: dict[str, list[float]] = {}
+    for seed in range(n):
+        clean, chip = (
+            torch.cat([lsm.features(x) for x in batches])
+            for lsm in (reservoir(r, recordings, seed) for r in (exact, recipe))
+        )
+        columns = {
+            "exact weights": (clean, clean),
+            "readout fitted through the chip": (chip, chip),
+            "readout fitted on exact weights": (clean, chip),
+        }
+        for name, (fitted_on, used_on) in columns.items():
+            hits = _by_readout(fitted_on, recordings, recipe.readout, used_on)
+            found.setdefault(name, []).append(hits / n_tested)
+        say(f"chip {seed + 1} of {n}: " + ", ".join(f"{name} {100 * of[-1]:.1f} %" for name, of in found.items()))
+    return found
+
+
+def _by_readout(features: Tensor, recordings: Recordings, kind: Any, used_on: Tensor | None = None) -> int:
+    """Hits over all test parts; `used_on`: the features that the fitted readout meets there, others than those it is fitted to."""
+    hits, met = 0, features if used_on is None else used_on
     for train, test in recordings.splits:
         readout = LinearReadout(features.shape[1], recordings.n_classes)
         readout.fit(features[train], recordings.labels[train], kind)
-        hits += int((readout(features[test]).argmax(1).numpy() == recordings.labels[test]).sum())
+        hits += int((readout(met[test]).argmax(1).numpy() == recordings.labels[test]).sum())
     return hits
 
 
