@@ -9,7 +9,9 @@ from spiking.datasets.nmnist import NMNIST
 from spiking.datasets.ntidigits import NTIDIGITS, SHD, SSC
 from spiking.datasets.ragged import RaggedEvents, decode_many
 from spiking.datasets.simulate import SimulatedNMNIST
+from spiking.datasets.sound import open_sound
 from spiking.datasets.spoken import SpokenDigits
+from spiking.datasets.voices import SimulatedDigits
 
 __all__ = [
     "NMNIST",
@@ -21,10 +23,12 @@ __all__ = [
     "Events",
     "Images",
     "RaggedEvents",
+    "SimulatedDigits",
     "SimulatedNMNIST",
     "SpokenDigits",
     "ToFrames",
     "decode_many",
+    "open_sound",
     "read_events",
     "read_images",
     "read_wav",

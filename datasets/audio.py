@@ -11,12 +11,13 @@ Source: Lin et al. 2025 (doi 10.1038/s43588-024-00751-z), its published script.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from spiking.datasets.events import Events
+from spiking.datasets.labelled import LabelledSet
 
 from spiking.errors import SpikingError
 
@@ -38,51 +39,28 @@ def chunk_of(times: np.ndarray, steps: int) -> tuple[np.ndarray, int]:
     return np.floor(milliseconds).astype(np.int64) // width, width
 
 
-class AudioSet(ABC):
+class AudioSet(LabelledSet):
     """Labelled recordings of event sound: `set[i]` is (transform(events), label).
 
     Events have x = channel, y = 0, p = 1 and times in µs. `labels` int64 [N]; `speakers` [N], text, empty where unknown; `classes`;
     `n_channels`. `frames()` gives all recordings as one array, `describe()` one sentence on where they come from.
     """
 
-    classes: tuple[str, ...]
     n_channels: int
-    labels: np.ndarray
     speakers: np.ndarray
+    simulated: bool = False  # whether nobody spoke
 
     def __init__(self, transform: Callable[[Any], Any] | None, target_transform: Callable[[int], Any] | None) -> None:
         self.transform, self.target_transform = transform, target_transform
 
     @abstractmethod
-    def describe(self) -> str:
-        """Where the recordings come from and how many there are, in one sentence."""
-
-    @abstractmethod
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Times in seconds (float64, never decreasing) and channels (int16) of one recording."""
 
-    @property
-    def counts(self) -> list[int]:
-        """Recordings of each class."""
-        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"recording {index} of {len(self)}")
-        times, channels = self.arrays(index % len(self))
+    def item(self, index: int) -> Events:
+        times, channels = self.arrays(index)
         t = np.floor(times * MICRO).astype(np.int64)
-        events: Any = Events(t, channels, np.zeros_like(channels), np.ones(len(t), np.uint8), (self.n_channels, 1, 1))
-        label: Any = int(self.labels[index])
-        return (
-            self.transform(events) if self.transform is not None else events,
-            self.target_transform(label) if self.target_transform is not None else label,
-        )
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return (self[i] for i in range(len(self)))
+        return Events(t, channels, np.zeros_like(channels), np.ones(len(t), np.uint8), (self.n_channels, 1, 1))
 
     def frames(
         self, steps: int = 129, *, mode: str = "chunk", bin_ms: float = 8.0, binary: bool = True, indices: Any = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from spiking.datasets.cache import Stored
 from spiking.datasets.events import Events, Sensor, _trusted, decode_bin
+from spiking.datasets.labelled import LabelledSet
 from spiking.datasets.ragged import RaggedEvents, decode_many
 
 SACCADE = 105_000  # µs; there are three of them
@@ -20,7 +20,7 @@ HOW_TO_GET = (
 )
 
 
-class RecordingSet(ABC):
+class RecordingSet(LabelledSet):
     """Labelled recordings: `set[i]` is (transform(events), label).
 
     `labels` int64 [N], `ids` int64 [N] (numbers in the original order), `classes`, `sensor_size`, `simulated`;
@@ -41,47 +41,20 @@ class RecordingSet(ABC):
         first_saccade_only: bool,
         stabilize: bool,
     ) -> None:
-        self.stored = stored
+        self.stored, self.labels = stored, stored.labels
         self.transform = transform
         self.target_transform = target_transform
         self.structured = structured
         self.first_saccade_only = first_saccade_only
         self.stabilize = stabilize
 
-    @abstractmethod
-    def describe(self) -> str:
-        """Where the recordings come from and how many there are, in one sentence."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.stored.labels
-
     @property
     def ids(self) -> np.ndarray:
         return self.stored.ids
 
-    @property
-    def counts(self) -> list[int]:
-        """Recordings of each class."""
-        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"recording {index} of {len(self)}")
-        events: Any = self.recording(index % len(self))
-        label: Any = int(self.labels[index])
-        if self.structured:
-            events = events.to_structured()
-        return (
-            self.transform(events) if self.transform is not None else events,
-            self.target_transform(label) if self.target_transform is not None else label,
-        )
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return (self[i] for i in range(len(self)))
+    def item(self, index: int) -> Any:
+        events = self.recording(index)
+        return events.to_structured() if self.structured else events
 
     def recording(self, index: int) -> Events:
         """Events of one recording, cut or stabilised as the set was asked to, before any transform."""

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from . import encode, functional, loss, surrogate
 from ._multilevel import MultiLevelLIF
+from .delays import DelayedLinear
 from .engine import compile_events
 from .errors import SpikingError
 from .explain import explain
@@ -41,6 +42,7 @@ __all__ = [
     "BatchNorm2d",
     "Conv2d",
     "CuBaLIF",
+    "DelayedLinear",
     "Dropout",
     "EventTrace",
     "Flatten",

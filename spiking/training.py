@@ -26,7 +26,7 @@ from spiking import checkpoint as ckpt
 from spiking import loss
 from spiking.errors import SpikingError
 from spiking.interrupt import Interrupted, watch_signals
-from spiking.neuron import Neuron
+from spiking.neuron import Neuron, Recurrent
 from spiking.progress import Display, open_display
 
 __all__ = [
@@ -583,8 +583,9 @@ class _Rates:
 
     def __init__(self, model: nn.Module) -> None:
         self._now: dict[str, Tensor] = {}
+        within = {id(layer.neuron) for layer in model.modules() if isinstance(layer, Recurrent)}  # called step by step
         for name, layer in model.named_modules():
-            if isinstance(layer, Neuron):
+            if isinstance(layer, Neuron | Recurrent) and id(layer) not in within:
                 layer.register_forward_hook(self._hook(name))
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -10,12 +10,12 @@ from spiking.datasets import NMNIST, Events, RaggedEvents
 from torch.testing import assert_close
 
 from spiking import LIF
+from spiking.classify import integrate
 from spiking.errors import SpikingError
 from spiking.models import NMNISTConfig, NMNISTNet
 from spiking.models.nmnist import EventBatches, FrameConfig, Recipe, build, hold_out, objective, proportion
 from spiking.models.nmnist.baseline import counts
 from spiking.models.nmnist.data import undo_saccades
-from spiking.models.nmnist.model import integrate
 
 CONFIGS = [
     pytest.param(

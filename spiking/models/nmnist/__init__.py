@@ -5,9 +5,10 @@ run.py training from recordings to report.
 Source of the data: Orchard et al. 2015 (arXiv 1507.07629).
 """
 
+from spiking.classify import objective
 from spiking.models.nmnist.config import FrameConfig, NMNISTConfig, Recipe
 from spiking.models.nmnist.data import EventBatches
-from spiking.models.nmnist.model import NMNISTNet, objective
+from spiking.models.nmnist.model import NMNISTNet
 from spiking.models.nmnist.run import build, default_epochs, hold_out, proportion
 
 __all__ = [

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
+from spiking.classify import check_fields
 from spiking.errors import SpikingError
 from spiking.functional import Reset
 from spiking.training import TrainConfig
-
-
-def _check(config: Any, choices: dict[str, tuple[str, ...]], ranges: dict[str, tuple[float, float]]) -> None:
-    kind = type(config).__name__
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise SpikingError(f'{kind}.{name}: got "{getattr(config, name)}"; expected {" or ".join(allowed)}.')
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not (low <= value <= high and math.isfinite(value)):
-            above = f"{low} to {high}" if math.isfinite(high) else f"at least {low}"
-            raise SpikingError(f"{kind}.{name}: got {value}; expected {above}.")
 
 
 @dataclass(frozen=True)
@@ -49,7 +37,7 @@ class NMNISTConfig:
 
     def __post_init__(self) -> None:
         resets = ("subtract", "zero", "none")
-        _check(
+        check_fields(
             self,
             {
                 "kind": ("conv", "mlp"),
@@ -87,7 +75,7 @@ class FrameConfig:
     elastic: float = 1.2
 
     def __post_init__(self) -> None:
-        _check(
+        check_fields(
             self,
             {"saccades": ("undo", "keep"), "counts": ("log", "clip", "linear")},
             {
@@ -124,4 +112,4 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.folds == 1:
             raise SpikingError("Recipe.folds: got 1; expected 0 (none) or at least 2.")
-        _check(self, {}, {"folds": (0, math.inf), "validation": (0, 0.9), "label_smoothing": (0, 0.99)})
+        check_fields(self, {}, {"folds": (0, math.inf), "validation": (0, 0.9), "label_smoothing": (0, 0.99)})

@@ -3,23 +3,19 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as tf
+from torch import nn
 
 from spiking import layer
-from spiking.engine import Readout
+from spiking.classify import Classifier
 from spiking.hub import MODEL_CARD, HubModel
 from spiking.models.nmnist.config import NMNISTConfig
 from spiking.neuron import LIF
 from spiking.surrogate import ATan
-from spiking.training import Objective
 
 
 class NMNISTNet(
-    nn.Module,
+    Classifier,
     HubModel,
     library_name="spiking",
     tags=["spiking-neural-network", "n-mnist", "event-camera"],
@@ -34,6 +30,7 @@ class NMNISTNet(
     reset under the readout's leak, [T, B, 10]. `step(x_t, state)` takes one frame [B, 2, 34, 34].
     Source: the convolutional tutorial network of snnTorch (Eshraghian et al. 2023, arXiv 2109.12894) and of tonic.
 
+    >>> import torch
     >>> net = NMNISTNet()
     >>> net(torch.zeros(6, 1, 2, 34, 34)).shape
     torch.Size([6, 1, 10])
@@ -56,65 +53,11 @@ class NMNISTNet(
     def pretrained(cls) -> "NMNISTNet":
         """The network that ships with the package: trained on real N-MNIST recordings, for frames as `FrameConfig()` makes.
 
+        >>> import torch
         >>> NMNISTNet.pretrained()(torch.zeros(6, 1, 2, 34, 34)).shape
         torch.Size([6, 1, 10])
         """
         return cls.from_pretrained(Path(__file__).parent / "pretrained")
-
-    def forward(
-        self, x: Tensor, state: tuple[Any, Any] | None = None, return_state: bool = False, return_membrane: bool = False
-    ) -> Any:
-        body_state, output_state = state or (None, None)
-        current, body_state = self.body(x, state=body_state, return_state=True)
-        spikes, output_state = self.output(current, state=output_state, return_state=True)
-        found: list[Any] = [spikes]
-        if return_membrane:
-            found.append(integrate(current, self.config.output_beta, self.output.stored))
-        if return_state:
-            found.append((body_state, output_state))
-        return tuple(found) if len(found) > 1 else spikes
-
-    def step(self, x_t: Tensor, state: tuple[Any, Any] | None = None) -> tuple[Tensor, tuple[Any, Any]]:
-        body_state, output_state = state or (None, None)
-        current, body_state = self.body.step(x_t, body_state)
-        spikes, output_state = self.output.step(current, output_state)
-        return spikes, (body_state, output_state)
-
-    def event_chain(self) -> tuple[list[nn.Module], Readout]:
-        """The layers in order and what decides, for `spiking.compile_events`."""
-        return [self.body, self.output], Readout(self.config.readout, self.config.output_beta)
-
-    def scores(self, x: Tensor) -> Tensor:
-        """What decides, [B, 10]: the mean output membrane, or the output firing rate, as config.readout says."""
-        if self.config.readout == "rate":
-            return self(x).float().mean(0)
-        _, membrane = self(x, return_membrane=True)
-        return membrane.float().mean(0)
-
-
-def integrate(current: Tensor, beta: float, stored: Callable[[Tensor], Tensor]) -> Tensor:
-    """The membrane of a leaky integrator that never fires: v[t] = stored(beta·v[t-1] + current[t]); [T, B, *] -> [T, B, *]."""
-    v = torch.zeros_like(current[0])
-    steps = []
-    for x in current:
-        v = stored(beta * v + x)
-        steps.append(v)
-    return torch.stack(steps)
-
-
-def objective(label_smoothing: float = 0.0) -> Any:
-    """Cross-entropy on what the network decides by: the mean membrane, or the spike count."""
-
-    def judge(model: nn.Module, x: Tensor, labels: Tensor) -> Objective:
-        config: Any = getattr(model, "module", model).config  # .module: behind a distributed wrapper
-        if config.readout == "rate":
-            scores = model(x).float().sum(0)
-        else:
-            _, membrane = model(x, return_membrane=True)
-            scores = membrane.float().mean(0)
-        return Objective(tf.cross_entropy(scores, labels, label_smoothing=label_smoothing), scores)
-
-    return judge
 
 
 def _neuron(config: NMNISTConfig) -> LIF:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from spiking import checkpoint as ckpt
+from spiking.classify import best_epoch, facts, finish, objective, write_json
 from spiking.errors import SpikingError
 from spiking.models.nmnist import baseline
 from spiking.models.nmnist.config import Recipe
 from spiking.models.nmnist.data import EventBatches
-from spiking.models.nmnist.model import NMNISTNet, objective
+from spiking.models.nmnist.model import NMNISTNet
 from spiking.progress import Display
 from spiking.split import Proportion, hold_out, proportion
-from spiking.training import Evaluation, Trainer, seed_for
+from spiking.training import Trainer, seed_for
 
 # Recordings that a run looks at unless told otherwise: 100 epochs of 720 real ones, 15 of 1,300 simulated ones.
 SEEN, SEEN_SIMULATED = 72_000, 20_000
-TRACED = 200  # test recordings that the energy estimate rests on
-HARDWARE = ("digital-45nm", "digital-sram", "loihi", "rram-crossbar")
 
 
 class Recordings(NamedTuple):
@@ -90,7 +85,7 @@ def train(
     few = [baseline.counts(e, recipe.frames.time_bins, recipe.frames.window_us) for e in recordings[:2]]
     right = baseline.logistic_regression(few[0], recordings.train.labels, few[1]) == np.asarray(recordings.test.labels)
     metrics: dict[str, Any] = {
-        **_facts(recipe, recordings),
+        **facts(recipe, recordings.description, recordings.simulated),
         "n_train": len(train_part),
         "n_validation": len(held_out),
         "n_test": len(test),
@@ -98,16 +93,13 @@ def train(
         "linear_baseline": proportion(int(right.sum()), len(test))._asdict(),
         "firing_rates": found.rates,
         "test_loss": found.loss,
-        "best_epoch": _best_epoch(history),
+        "best_epoch": best_epoch(history),
         "warnings": trainer.warnings,
         "seconds_training": round(trained - began, 1),
     }
-    _save_predictions(out, found, recordings.test)
-    _save_model(model, out, metrics)
-    _draw(found, out)
-    metrics["energy"] = _price(model, test, out, recordings, Proportion(**metrics["accuracy"]))
+    finish(model, found, test, out, metrics, "N-MNIST")
     metrics["seconds"] = round(time.perf_counter() - began, 1)
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     return metrics
 
 
@@ -154,113 +146,15 @@ def cross_validate(
         trainer.display.message("  ".join(f"{name} {100 * value:.1f} %" for name, value in per_fold[-1].items()))
     np.savez(out / "predictions.npz", label=labels, fold=fold_of, **predicted)  # type: ignore[arg-type]
     metrics = {
-        **_facts(recipe, recordings),
+        **facts(recipe, recordings.description, recordings.simulated),
         "folds": folds,
         "n": len(labels),
         "epochs": recipe.train.epochs,
         "per_fold": per_fold,
         "pooled": {name: proportion(int((p == labels).sum()), len(labels))._asdict() for name, p in predicted.items()},
     }
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     return metrics
-
-
-def _facts(recipe: Recipe, recordings: Recordings) -> dict[str, Any]:
-    from spiking import __version__
-
-    return {
-        "simulated": recordings.simulated,
-        "recordings": recordings.description,
-        "seed": recipe.train.seed,
-        "recipe": asdict(recipe),
-        "versions": {"spiking": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _best_epoch(history: list[dict[str, Any]]) -> int:
-    if "validation_accuracy" not in history[-1]:
-        return int(history[-1]["epoch"])
-    return int(max(history, key=lambda r: (r["validation_accuracy"], -r["validation_loss"]))["epoch"])
-
-
-def _save_predictions(out: Path, found: Evaluation, events: Any) -> None:
-    np.savez(out / "predictions.npz", label=found.labels, spiking=found.predictions, scores=found.logits)
-
-
-def _save_model(model: NMNISTNet, out: Path, metrics: dict[str, Any]) -> None:
-    accuracy = Proportion(**metrics["accuracy"])
-    model.save_pretrained(
-        out / "model",
-        model_card_kwargs={
-            "title": "N-MNIST classifier" + (" (trained on SIMULATED recordings)" if metrics["simulated"] else ""),
-            "class_name": "NMNISTNet",
-            "trained_on": metrics["recordings"],
-            "results": f"Accuracy on {accuracy.n} test recordings: {accuracy}.",
-        },
-    )
-
-
-def _draw(found: Evaluation, out: Path) -> None:
-    """Confusion matrix and firing rates, each as PNG and SVG."""
-    from sklearn.metrics import confusion_matrix
-
-    from spiking import plot
-
-    matrix = confusion_matrix(found.labels, found.predictions, labels=np.arange(found.logits.shape[1]))
-    for name, axes in (("confusion", plot.confusion_matrix(matrix)), ("firing_rates", plot.firing_rates(found.rates))):
-        figure: Any = axes.figure
-        for suffix in ("png", "svg"):
-            figure.savefig(out / f"{name}.{suffix}", dpi=150)
-
-
-def _price(
-    model: NMNISTNet, test: EventBatches, out: Path, recordings: Recordings, accuracy: Proportion
-) -> dict[str, Any]:
-    """Trace of some test recordings, and what the 45 nm estimate makes of it."""
-    from spiking import hw_models, record
-
-    model.to("cpu").eval()
-    n = min(TRACED, len(test))
-    with torch.no_grad(), record(model, keep_spikes=1) as trace:
-        for at in range(0, n, 50):
-            x, _ = test.batch(np.arange(at, min(at + 50, n)), None)
-            model(x)
-    x, labels = test.batch(np.arange(1), None)
-    shown = trace.recordings[0]
-    with torch.no_grad():
-        shown.output = model.scores(x)[0].numpy()
-    shown.label, shown.classes = str(int(labels[0])), tuple("0123456789")
-    shown.note = "SIMULATED recording" if recordings.simulated else "N-MNIST recording"
-    trace.save(out / "trace.h5")
-    # the accuracy was measured in fp32; hardware that prices another precision is warned about
-    chips = [hw_models.load(name) for name in HARDWARE]
-    found = [hw_models.estimate(trace, c, accuracy=accuracy.value if c.precision == "fp32" else None) for c in chips]
-    hw_models.report(
-        found,
-        out / "report.html",
-        title="N-MNIST" + (" (SIMULATED recordings)" if recordings.simulated else ""),
-        recording=shown,
-        facts={"Recordings": recordings.description.split(". ")[0], "Accuracy": str(accuracy)},
-        figures={"Confusion matrix of the test recordings": out / "confusion.png"},
-    )
-    first = found[0]
-    assert first.fair is not None  # digital hardware prices every twin
-    return {
-        "hardware": first.hardware.name,
-        "accounting": first.accounting,
-        "twin": first.fair.title,
-        "ratio": first.fair.ratio._asdict(),
-        "energy": first.energy._asdict(),
-        "ann": first.fair.energy._asdict(),
-        "n_warnings": len(first.warnings),
-        "summary": first.summary(),
-        "report": str(out / "report.html"),
-    }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    ckpt.write_atomically(path, (json.dumps(value, indent=2, default=float) + "\n").encode())
 
 
 __all__ = [
