@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +60,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of `spiking lsm run`. `data` "": simulated images, or a set of sound has to be named. `cell` "": no arrays.
+    """Settings of `spiking lsm run`. `data` "": simulated recordings. `cell` "": no arrays.
 
     Errors: SpikingError naming the field that is out of range.
     """
@@ -150,14 +149,7 @@ def _images(recipe: Recipe) -> Recordings:
 
 def _sound(recipe: Recipe) -> Recordings:
     p = recipe.numbers
-    if not recipe.data:
-        raise SpikingError(
-            "Recipe.data: got no sound; expected a folder or zip file of spoken digits, or n-tidigits.hdf5. Name it."
-        )
-    path = Path(recipe.data)
-    is_hdf5 = path.suffix in (".hdf5", ".h5") or (path / "n-tidigits.hdf5").is_file()
-    kind: Any = datasets.NTIDIGITS if is_hdf5 else datasets.SpokenDigits
-    train, test = kind(path, train=True), kind(path, train=False)
+    train, test = datasets.open_sound(recipe.data or None)
     labels = np.concatenate([train.labels, test.labels])
     n = len(train)
 
@@ -171,7 +163,8 @@ def _sound(recipe: Recipe) -> Recordings:
     what = f"{train.describe()} {test.describe()}"
     splits = [(np.arange(n), n + np.arange(len(test)))]
     shape = (1, 1, train.n_channels)
-    return Recordings(what, False, shape, len(train.classes), labels, splits, np.concatenate(bins), batches)
+    n_classes = len(train.classes)
+    return Recordings(what, train.simulated, shape, n_classes, labels, splits, np.concatenate(bins), batches)
 
 
 def reservoir(recipe: Recipe, recordings: Recordings, seed: int, recurrent: bool = True) -> LiquidStateMachine:
