@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from spiking.benchmarks import density, event_cuda, peers, training_step
-from spiking.benchmarks.cases import estimate, event_conv, event_linear, lif, train_conv, train_mlp, wkv
+from spiking.benchmarks.cases import estimate, event_conv, event_linear, lif, lsm, train_conv, train_mlp, wkv
 from spiking.benchmarks.run import Row, draw, run
 from spiking.cuda_kernels import event_conv_ops, event_linear_ops
 from torch.testing import assert_close
@@ -46,6 +46,19 @@ def test_the_wkv_case_compares_with_a_loop_and_the_memory():
     forward, both = wkv.summary(rows)
     assert forward.startswith("T=128 B=2 C=32 forward: ")
     assert f"× as fast as {wkv.LOOP}" in both
+
+
+def test_the_lsm_case_compares_spikes_before_it_times(monkeypatch):
+    monkeypatch.setattr(lsm, "QUICK", lsm.QUICK[:1])
+    rows = {row.what: row for row in lsm.rows(quick=True, device="cpu")}
+    assert rows[lsm.OURS].note.endswith("spikes per neuron and step")
+    assert rows[lsm.LOOP].note == "0.0e+00 of spikes differ"
+    (line,) = lsm.summary([Row("lsm", lsm.OURS, [1e-3], None, "g"), Row("lsm", lsm.BRIAN, [3e-2], lsm.OURS, "g")])
+    assert line == "g: 1.00 ms; as fast as 30× brian2 (targets 10×, Brian2 20×)"
+    reset = lsm._torch
+    monkeypatch.setattr(lsm, "_torch", lambda: lambda current, state: (reset()(current, None)[0], None))
+    with pytest.raises(AssertionError, match="torch loop gives other spikes"):
+        lsm.check()
 
 
 def test_views_and_the_input_are_not_counted_twice():

@@ -132,3 +132,17 @@ def test_device_noise_has_both_columns_for_every_effect(monkeypatch, capsys, tmp
     clean = next(row["clean"] for row in found["rows"] if row["effect"] == "time")
     assert clean > 0.5
     assert (tmp_path / "device_noise/device_noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lsm_nmnist_shows_controls_chips_and_energy(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "lsm_nmnist.py", "--quick")
+    assert "SIMULATED reservoir without recurrence" in out
+    assert "SIMULATED readout fitted through the chip" in out
+    assert out.count("event-driven") == 4
+
+
+def test_zero_shot_does_not_claim_skill_on_two_epochs(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "zero_shot.py", "--quick")
+    assert "reservoirs, image to sound: unseen " in out
+    assert "the interval over pairs of unseen classes" in out
+    assert (tmp_path / "zero_shot/embedding.png").read_bytes().startswith(b"\x89PNG")

@@ -144,3 +144,13 @@ def test_drawing_leaves_pyplot_alone():
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_embedding_has_a_colour_a_class_and_a_marker_a_set():
+    g = np.random.default_rng(0)
+    sets = {"sight": (g.normal(size=(6, 5)), [3, 3, 4, 4, 7, 7]), "sound": (g.normal(size=(4, 5)), [3, 4, 7, 7])}
+    ax = plot.embedding(sets, title="who meets whom")
+    assert [len(points.get_offsets()) for points in ax.collections] == [2, 2, 2, 1, 1, 2]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["3", "4", "7", "sight", "sound"]
+    with pytest.raises(SpikingError, match=r"embedding: sound: got shapes \[4, 4\] and \[4\]; expected \[R, 5\]"):
+        plot.embedding({**sets, "sound": (np.ones((4, 4)), [1, 2, 3, 4])})

@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from spiking.cli.main import app
 from spiking.errors import SpikingError
-from spiking.models.lsm.run import PRESETS, Recipe, open_recordings, reservoir, run
+from spiking.models.lsm import pairing
+from spiking.models.lsm.run import PRESETS, Recipe, instances, open_recordings, reservoir, run
 from spiking.models.lsm.weights import receptive_fields
 
 
@@ -129,10 +131,13 @@ def test_simulated_recordings_say_so(tmp_path, monkeypatch):
     [
         (["--task", "smell"], "--task: got 'smell'; expected images or sound"),
         (["--seeds", "0"], "--seeds: got 0; expected 1 or more"),
-        (["--task", "sound"], "--data: got no sound; expected a folder or zip file of spoken digits"),
         (["--data", "nowhere"], "nowhere: no such file or folder"),
-        (["--task", "sound", "--preset", "tuned"], "--preset: got 'tuned'; expected published"),
+        (["--task", "sound", "--preset", "tuned"], "--preset: got 'tuned'; expected published or zero-shot"),
         (["--preset", "best"], "--preset: got 'best'; expected published or zero-shot or tuned"),
+        (["--sound", "x"], "--sound: got 'x'; expected it only with --zero-shot"),
+        (["--zero-shot", "--task", "sound"], "--task: got 'sound'; expected none of it with --zero-shot"),
+        (["--zero-shot", "--preset", "best"], "--preset: got 'best'; expected published or soft or label-aware"),
+        (["--zero-shot", "--limit", "20"], "--limit: got 20; expected 100 or more"),
     ],
 )
 def test_bad_options_are_named(options, message, tmp_path, monkeypatch):
@@ -146,3 +151,42 @@ def test_presets_are_the_published_numbers():
     images, sound = PRESETS["images"]["published"], PRESETS["sound"]["published"]
     assert (images.neurons, images.steps, images.beta, images.threshold, images.const) == (200, 50, 0.9, 5.0, 0.07)
     assert (sound.neurons, sound.steps, sound.beta, sound.threshold, sound.const) == (200, 129, 0.97, 5.3, 0.08)
+
+
+def test_zero_shot_on_simulated_recordings_says_so_and_draws(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(pairing.PRESETS, "label-aware", replace(pairing.PRESETS["label-aware"], epochs=1))
+    line = ["lsm", "run", "--zero-shot", "--preset", "label-aware", "--seeds", "1", "--limit", "200", "--neurons", "30"]
+    told = CliRunner().invoke(app, [*line, "--out", "found"])
+    assert told.exit_code == 0, told.output
+    found = json.loads((tmp_path / "found" / "metrics.json").read_text())
+    assert found["simulated"]
+    assert "SIMULATED reservoirs, image to sound: unseen " in told.output
+    assert set(found["rows"]) == {
+        "reservoirs", "control, pairs of wrong classes", "control, projections as drawn", "reservoirs without recurrence",
+        "event counts, no reservoirs",
+    }  # fmt: skip
+    for way in ("image to sound", "sound to image"):
+        row = found["rows"]["reservoirs"][way]
+        assert np.shape(row["runs"]) == (45, 1)
+        assert row["unseen"]["low"] < row["unseen"]["mean"] < row["unseen"]["high"]
+        assert found["shows_skill"][way] == (row["unseen"]["low"] > 0.5)
+        asked = np.array(row["confusion"]).sum(1) / 45  # every query once for each pair
+        assert asked.sum() == (240 if way == "sound to image" else 67)
+    for name in ("confusion.png", "embedding.png"):
+        assert (tmp_path / "found" / name).read_bytes().startswith(b"\x89PNG")
+    assert "label-aware" in (tmp_path / "found" / "config.yaml").read_text()
+
+
+def test_chips_are_measured_both_ways(real):
+    recipe = Recipe(data=real, limit=60, neurons=40, cell="ideal", device="gaussian")
+    found = instances(recipe, 2)
+    assert found["readout fitted through the chip"] == found["exact weights"]  # ideal arrays change nothing
+    assert found["readout fitted on exact weights"] == found["exact weights"]
+    noisy = instances(replace(recipe, cell="rram-40nm", device="rram-40nm"), 2)
+    assert (
+        len(set(noisy["readout fitted through the chip"])) == 2
+        or noisy["exact weights"][0] != noisy["exact weights"][1]
+    )
+    with pytest.raises(SpikingError, match="instances: got a recipe without a cell"):
+        instances(replace(recipe, cell=""), 2)

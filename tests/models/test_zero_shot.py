@@ -12,6 +12,7 @@ from spiking.models.lsm.zero_shot import (
     Alignment,
     Outcome,
     Sense,
+    _losses,
     contrastive_loss,
     interval,
     retrieval_accuracy,
@@ -101,6 +102,49 @@ def test_untrained_and_shuffled_projections_find_nothing(config):
         assert interval(found["a to b"].unseen).low < 0.55
         # Seen classes: untrained ones are found by chance, shuffled ones less often than that, since each learnt another's place.
         assert found["a to b"].seen.mean() < 0.45
+
+
+def test_pairs_trained_side_by_side_are_as_if_alone(config):
+    together = zero_shot(latents(shared=True), seeds=1, config=config, classes=(1, 2, 3, 4))
+    first = zero_shot(latents(shared=True), seeds=1, config=config, classes=(1, 2, 3, 4), pairs=[(1, 2)])
+    for way in together:
+        assert np.allclose(first[way].unseen[0], together[way].unseen[0], atol=0.02)
+        assert np.allclose(first[way].seen[0], together[way].seen[0], atol=0.02)
+
+
+def test_swapped_labels_of_the_gallery_turn_an_accuracy_round():
+    g = torch.Generator().manual_seed(0)
+    queries, gallery = torch.randn(40, 5, generator=g), torch.randn(30, 5, generator=g)
+    asked, there = torch.arange(40) % 2, torch.arange(30) % 2
+    assert retrieval_accuracy(queries, gallery, asked, 1 - there) == pytest.approx(
+        1 - retrieval_accuracy(queries, gallery, asked, there)
+    )
+
+
+def test_confusions_hold_every_query_once_a_seed(config):
+    found = zero_shot(latents(shared=True), seeds=2, config=config, classes=(1, 2, 3, 4))["a to b"]
+    assert found.confusion.shape == (6, 4, 4)
+    assert (found.confusion.sum(2) == 2 * 60).all()
+    pair = found.confusion[0, :2]  # unseen classes 1 and 2 among all
+    assert pair[[0, 1], [0, 1]].sum() / pair.sum() == pytest.approx(found.generalised[0].mean())
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "supervised"])
+def test_items_that_are_not_there_do_not_count(kind):
+    g = torch.Generator().manual_seed(0)
+    a, b = (
+        torch.randn(2, 6, 4, generator=g, dtype=torch.float64).requires_grad_(),
+        torch.randn(2, 6, 4, generator=g).double(),
+    )
+    labels, there = torch.arange(6).repeat(2, 1) % 3, torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    found = _losses(a, b, labels, there, kind, 0.5, False)
+    (grad,) = torch.autograd.grad(found.sum(), a)
+    for k, n in ((0, 6), (1, 4)):
+        alone = a[k, :n].detach().requires_grad_()
+        expected = contrastive_loss(alone, b[k, :n], labels[k, :n], kind=kind, tau=0.5)
+        assert float(found[k]) == pytest.approx(float(expected), rel=1e-12)
+        assert torch.allclose(grad[k, :n], torch.autograd.grad(expected, alone)[0], rtol=1e-10, atol=1e-14)
+    assert not grad[1, 4:].any()
 
 
 def test_a_run_repeats_and_needs_no_order_of_arrival(config):

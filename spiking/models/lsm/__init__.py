@@ -9,9 +9,18 @@ from spiking.models.lsm.diagnosis import (
     spectral_radius,
 )
 from spiking.models.lsm.model import LiquidStateMachine, ReservoirState
+from spiking.models.lsm.network import ReservoirNetwork
 from spiking.models.lsm.readout import Fit, LinearReadout
 from spiking.models.lsm.weights import Weights
-from spiking.models.lsm.zero_shot import Alignment, Sense, contrastive_loss, interval, retrieval_accuracy, zero_shot
+from spiking.models.lsm.zero_shot import (
+    Alignment,
+    Sense,
+    align,
+    contrastive_loss,
+    interval,
+    retrieval_accuracy,
+    zero_shot,
+)
 
 __all__ = [
     "Alignment",
@@ -20,9 +29,11 @@ __all__ = [
     "LinearReadout",
     "LiquidStateMachine",
     "LiquidWarning",
+    "ReservoirNetwork",
     "ReservoirState",
     "Sense",
     "Weights",
+    "align",
     "contrastive_loss",
     "diagnose",
     "interval",

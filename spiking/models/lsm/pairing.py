@@ -79,7 +79,7 @@ class Senses:
         self.recordings = [open_recordings(r) for r in self.recipes]
         self._batches: list[list[Tensor]] = [list(r.batches()) for r in self.recordings]
         self._held: dict[tuple[int, bool], tuple[Sense, Sense]] = {}
-        self.firing_rates: tuple[float, float] = (0.0, 0.0)
+        self.rates: dict[int, tuple[float, float]] = {}  # of each seed
 
     @property
     def classes(self) -> list[int]:
@@ -96,7 +96,7 @@ class Senses:
                 lsm = reservoir(recipe, recordings, seed, recurrent)
                 features.append(torch.cat([lsm.features(x) for x in batches]))
             if recurrent:
-                self.firing_rates = float(features[0].mean()), float(features[1].mean())
+                self.rates[seed] = float(features[0].mean()), float(features[1].mean())
             self._held[seed, recurrent] = self._cut(features, seed)
         return self._held[seed, recurrent]
 
@@ -147,7 +147,7 @@ def run(
         "simulated": any(r.simulated for r in senses.recordings),
         "classes": classes,
         "rows": rows,
-        "firing_rates": {"images": senses.firing_rates[0], "sound": senses.firing_rates[1]},
+        "firing_rates": dict(zip(("images", "sound"), np.mean(list(senses.rates.values()), 0).tolist())),
         "published": PUBLISHED,
         "shows_skill": {way: row["unseen"]["low"] > CHANCE for way, row in rows["reservoirs"].items()},
     }

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +60,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of `spiking lsm run`. `data` "": simulated images, or a set of sound has to be named. `cell` "": no arrays.
+    """Settings of `spiking lsm run`. `data` "": simulated recordings. `cell` "": no arrays.
 
     Errors: SpikingError naming the field that is out of range.
     """
@@ -150,14 +149,7 @@ def _images(recipe: Recipe) -> Recordings:
 
 def _sound(recipe: Recipe) -> Recordings:
     p = recipe.numbers
-    if not recipe.data:
-        raise SpikingError(
-            "Recipe.data: got no sound; expected a folder or zip file of spoken digits, or n-tidigits.hdf5. Name it."
-        )
-    path = Path(recipe.data)
-    is_hdf5 = path.suffix in (".hdf5", ".h5") or (path / "n-tidigits.hdf5").is_file()
-    kind: Any = datasets.NTIDIGITS if is_hdf5 else datasets.SpokenDigits
-    train, test = kind(path, train=True), kind(path, train=False)
+    train, test = datasets.open_sound(recipe.data or None)
     labels = np.concatenate([train.labels, test.labels])
     n = len(train)
 
@@ -171,7 +163,8 @@ def _sound(recipe: Recipe) -> Recordings:
     what = f"{train.describe()} {test.describe()}"
     splits = [(np.arange(n), n + np.arange(len(test)))]
     shape = (1, 1, train.n_channels)
-    return Recordings(what, False, shape, len(train.classes), labels, splits, np.concatenate(bins), batches)
+    n_classes = len(train.classes)
+    return Recordings(what, train.simulated, shape, n_classes, labels, splits, np.concatenate(bins), batches)
 
 
 def reservoir(recipe: Recipe, recordings: Recordings, seed: int, recurrent: bool = True) -> LiquidStateMachine:
@@ -248,12 +241,43 @@ def run(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> dict[
     }
 
 
-def _by_readout(features: Tensor, recordings: Recordings, kind: Any) -> int:
-    hits = 0
+def instances(recipe: Recipe, n: int, say: Callable[[str], None] = lambda text: None) -> dict[str, list[float]]:
+    """Accuracy of n chips with the reservoir of a recipe on its `cell`, each with devices and weights of its own.
+
+    Three columns: the same weights without a cell; the cell, with the readout fitted through the same chip; the cell, with the readout
+    that was fitted without.
+    Errors: SpikingError for a recipe without a cell.
+    """
+    if not recipe.cell:
+        raise SpikingError("instances: got a recipe without a cell; expected a memory cell such as rram-40nm.")
+    recordings = open_recordings(recipe)
+    batches, exact = list(recordings.batches()), replace(recipe, cell="")
+    n_tested = sum(len(test) for _, test in recordings.splits)
+    found: dict[str, list[float]] = {}
+    for seed in range(n):
+        clean, chip = (
+            torch.cat([lsm.features(x) for x in batches])
+            for lsm in (reservoir(r, recordings, seed) for r in (exact, recipe))
+        )
+        columns = {
+            "exact weights": (clean, clean),
+            "readout fitted through the chip": (chip, chip),
+            "readout fitted on exact weights": (clean, chip),
+        }
+        for name, (fitted_on, used_on) in columns.items():
+            hits = _by_readout(fitted_on, recordings, recipe.readout, used_on)
+            found.setdefault(name, []).append(hits / n_tested)
+        say(f"chip {seed + 1} of {n}: " + ", ".join(f"{name} {100 * of[-1]:.1f} %" for name, of in found.items()))
+    return found
+
+
+def _by_readout(features: Tensor, recordings: Recordings, kind: Any, used_on: Tensor | None = None) -> int:
+    """Hits over all test parts; `used_on`: the features that the fitted readout meets there, others than those it is fitted to."""
+    hits, met = 0, features if used_on is None else used_on
     for train, test in recordings.splits:
         readout = LinearReadout(features.shape[1], recordings.n_classes)
         readout.fit(features[train], recordings.labels[train], kind)
-        hits += int((readout(features[test]).argmax(1).numpy() == recordings.labels[test]).sum())
+        hits += int((readout(met[test]).argmax(1).numpy() == recordings.labels[test]).sum())
     return hits
 
 
