@@ -19,7 +19,7 @@ from spiking import checkpoint as ckpt
 from spiking.datasets.text import ByteTokenizer, CharTokenizer, Corpus, Tokenizer, open_corpus
 from spiking.errors import SpikingError
 from spiking.models.spikegpt.config import SpikeGPTConfig
-from spiking.models.spikegpt.model import SpikeGPT
+from spiking.models.spikegpt.model import Block, SpikeGPT
 from spiking.models.spikegpt.windows import Score, TextWindows, objective, score
 from spiking.progress import Display, open_display
 from spiking.training import TrainConfig, Trainer, seed_for
@@ -34,7 +34,8 @@ class Recipe:
     """Everything that a run of `spiking lm train` depends on.
 
     `steps` is rounded up to whole evaluations, one every `eval_every`; `train.epochs` follows from both. `eval_tokens`: the validation
-    text is cut to so many for them. `rate_weight` and `rate_limit`: see `windows.objective`; 0 is off.
+    text is cut to so many for them. `rate_weight` and `rate_limit`: see `windows.objective`; 0 is off. `half`: the trained weights are
+    rounded to half precision before they are scored, and saved so.
     """
 
     data: str = ""
@@ -44,6 +45,7 @@ class Recipe:
     eval_tokens: int = 200_000
     rate_limit: float = 0.1
     rate_weight: float = 0.0
+    half: bool = False
     model: SpikeGPTConfig = field(default_factory=lambda: SpikeGPTConfig.preset("tiny"))
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
@@ -84,12 +86,26 @@ def build(config: SpikeGPTConfig, tokenizer: Tokenizer | None, seed: int) -> Spi
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with betas (0.9, 0.99) that decays matrices only, not norms, mixes and decay rates."""
+    """AdamW with betas (0.9, 0.99) that decays matrices only, not norms, mixes and decay rates.
+
+    Adam's steps do not grow with a weight. Matrices that were scaled for their neurons to fire would hardly move, so they learn as
+    many times faster as they are larger than torch's default start (and decay as any other).
+    """
+    scaled = {
+        id(weight): float(weight.detach().std()) * math.sqrt(3 * weight.shape[1])
+        for block in model.modules()
+        if isinstance(block, Block)
+        for _, weight in block.driven()
+    }
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() == 2 and id(p) not in scaled]},
         {"params": [p for p in model.parameters() if p.dim() != 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
+    for p in model.parameters():
+        if id(p) in scaled:
+            scale = scaled[id(p)]
+            groups.append({"params": [p], "lr_scale": scale, "weight_decay": config.weight_decay / scale})
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
 
 def train(
@@ -107,6 +123,8 @@ def train(
     path = trainer.checkpoint_path  # none yet where the run was stopped before its first
     history = trainer.fit(windows, held_out, resume=resume and path is not None and path.exists())
     trained = time.perf_counter()
+    if recipe.half:
+        model.half().float()
     found = trainer.evaluate(held_out)
     model.eval()
     metrics: dict[str, Any] = {
@@ -178,6 +196,8 @@ def _save_model(model: SpikeGPT, out: Path, metrics: dict[str, Any]) -> None:
     found = metrics["validation"]
     rate = metrics["mean_rate"]
     fires = "" if rate is None else f" Neurons fire at {100 * rate:.1f} % on average."
+    if metrics["recipe"]["half"]:
+        model.half()
     model.save_pretrained(
         out / "model",
         model_card_kwargs={
@@ -188,6 +208,7 @@ def _save_model(model: SpikeGPT, out: Path, metrics: dict[str, Any]) -> None:
             f"{found['bits_per_byte']:.3f} bits a byte ({found['protocol']}).{fires}",
         },
     )
+    model.float()
 
 
 def _versions() -> dict[str, str]:
