@@ -26,7 +26,7 @@ parser.add_argument("--out", type=Path, default=Path("runs/spikegpt_shakespeare"
 parser.add_argument("--quick", action="store_true", help="small models and few steps, for a look")
 arguments = parser.parse_args()
 
-recipe = run.Recipe(data=arguments.data, steps=arguments.steps, eval_tokens=60_000)
+recipe = run.Recipe(data=arguments.data, steps=arguments.steps)
 if arguments.quick:
     model = replace(recipe.model, n_layer=2, n_embd=32, ctx_len=32)
     recipe = replace(recipe, steps=40, eval_every=20, eval_tokens=2_000, model=model)

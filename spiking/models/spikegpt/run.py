@@ -19,7 +19,7 @@ from spiking import checkpoint as ckpt
 from spiking.datasets.text import ByteTokenizer, CharTokenizer, Corpus, Tokenizer, open_corpus
 from spiking.errors import SpikingError
 from spiking.models.spikegpt.config import SpikeGPTConfig
-from spiking.models.spikegpt.model import Block, SpikeGPT
+from spiking.models.spikegpt.model import SpikeGPT
 from spiking.models.spikegpt.windows import Score, TextWindows, objective, score
 from spiking.progress import Display, open_display
 from spiking.training import TrainConfig, Trainer, seed_for
@@ -40,9 +40,9 @@ class Recipe:
 
     data: str = ""
     tokenizer: str = "characters"
-    steps: int = 2000
+    steps: int = 1200
     eval_every: int = 200
-    eval_tokens: int = 200_000
+    eval_tokens: int = 60_000
     rate_limit: float = 0.1
     rate_weight: float = 0.0
     half: bool = False
@@ -86,26 +86,12 @@ def build(config: SpikeGPTConfig, tokenizer: Tokenizer | None, seed: int) -> Spi
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with betas (0.9, 0.99) that decays matrices only, not norms, mixes and decay rates.
-
-    Adam's steps do not grow with a weight. Matrices that were scaled for their neurons to fire would hardly move, so they learn as
-    many times faster as they are larger than torch's default start (and decay as any other).
-    """
-    scaled = {
-        id(weight): float(weight.detach().std()) * math.sqrt(3 * weight.shape[1])
-        for block in model.modules()
-        if isinstance(block, Block)
-        for _, weight in block.driven()
-    }
+    """AdamW with betas (0.9, 0.99) that decays matrices only, not norms, mixes and decay rates."""
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.dim() == 2 and id(p) not in scaled]},
+        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": config.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() != 2], "weight_decay": 0.0},
     ]
-    for p in model.parameters():
-        if id(p) in scaled:
-            scale = scaled[id(p)]
-            groups.append({"params": [p], "lr_scale": scale, "weight_decay": config.weight_decay / scale})
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
 
 
 def train(
@@ -203,6 +189,7 @@ def _save_model(model: SpikeGPT, out: Path, metrics: dict[str, Any]) -> None:
         model_card_kwargs={
             "title": "SpikeGPT language model",
             "class_name": "SpikeGPT",
+            "usage": 'print(model.write("The ", 200))',
             "trained_on": f"{metrics['corpus']}. {metrics['steps']} steps in {metrics['seconds_training']:.0f} s.",
             "results": f"Validation text: {found['nats_per_token']:.3f} nats a {metrics['unit']}, "
             f"{found['bits_per_byte']:.3f} bits a byte ({found['protocol']}).{fires}",
