@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from spiking.datasets.text import Tokenizer
     from spiking.models.spikegpt import SpikeGPT
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -206,10 +207,8 @@ def generate(
     tokenizer = network.tokenizer
     assert tokenizer is not None
     before: dict[str, Any] = load_state(state, network) if state is not None and state.exists() else {}
-    if not prompt and not before:
-        prompt = "\n"
     writer = network.generate(
-        tokenizer.encode(prompt).tolist(),
+        tokenizer.encode(prompt).tolist() if prompt or before else _beginning(tokenizer),
         n,
         temperature=temperature,
         top_p=top_p,
@@ -310,6 +309,16 @@ def _open(folder: Path | None) -> SpikeGPT:
     if model.tokenizer is None:
         raise SpikingError(f"{folder}: the model has no tokenizer.json; expected one beside its weights.")
     return model
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    """What stands before a text without a prompt: the end of a line, or where the vocabulary has none its first token."""
+    from spiking.errors import SpikingError
+
+    try:
+        return tokenizer.encode("\n").tolist()
+    except SpikingError:
+        return [0]
 
 
 def _scored(found: dict[str, Any], unit: str) -> str:

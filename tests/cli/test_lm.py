@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ import yaml
 from safetensors import safe_open
 
 from spiking import checkpoint as ckpt
-from spiking.models import SpikeGPT
+from spiking.cli import runs
+from spiking.models import SpikeGPT, SpikeGPTConfig
+from spiking.models.spikegpt.run import Recipe, open_data, train
+from spiking.progress import Display
 
 COMMAND = Path(sys.executable).with_name("spiking")
 SMALL = (
@@ -39,10 +44,25 @@ def text(tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run made once, as the command makes it."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text(TEXT)
+    model = SpikeGPTConfig(n_layer=2, n_embd=16, ctx_len=32)
+    start = Recipe(data=str(text), steps=12, eval_every=6, model=model)
+    start = replace(start, train=replace(start.train, batch_size=8, device="cpu"))
+    corpus = open_data(start)
+    recipe = start.completed(corpus.tokenizer.vocab_size)
+    folder = tmp_path_factory.mktemp("lm") / "run"
+    train(recipe, corpus, folder, display=Display())
+    runs.keep(folder, recipe)
+    return folder
+
+
 @pytest.fixture
-def run(spiking, text):
-    code, _, err = spiking("lm", "train", "--data", text, *SMALL, "--out", "run")
-    assert code == 0, err
+def run(spiking, text, trained):
+    shutil.copytree(trained, "run")
     return Path("run")
 
 
@@ -182,7 +202,7 @@ def test_a_state_or_checkpoint_of_another_model_is_refused(spiking, run, text):
 
 
 def test_a_loss_that_is_not_a_number_leaves_the_last_good_checkpoint(spiking, text):
-    code, _, err = spiking("lm", "train", "--data", text, *SMALL, "--lr", "1e38", "--eval-every", 1, "--out", "wild")
+    code, _, err = spiking("lm", "train", "--data", text, *SMALL, "--lr", "1e30", "--eval-every", 1, "--out", "wild")
     assert code == 2
     assert "not finite" in err.splitlines()[-1]
     if Path("wild/checkpoint.safetensors").exists():
@@ -197,11 +217,12 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, text):
     )
     cut = subprocess_of(*options, "--out", tmp_path / "cut", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert cut.stderr is not None
-    for line in cut.stderr:
-        if line.startswith("epoch 1/2"):
-            cut.send_signal(signal.SIGTERM)
-            break
-    rest = cut.stderr.read()
+    with cut.stderr:
+        for line in cut.stderr:
+            if line.startswith("epoch 1/2"):
+                cut.send_signal(signal.SIGTERM)
+                break
+        rest = cut.stderr.read()
     assert cut.wait(120) == 128 + signal.SIGTERM
     assert f"stopped and saved; go on with: spiking lm train --out {tmp_path / 'cut'} --resume" in rest
     again = subprocess_of("lm", "train", "--out", tmp_path / "cut", "--resume", stderr=subprocess.DEVNULL)
@@ -211,10 +232,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, text):
     assert all(bool((value == b.model[name]).all()) for name, value in a.model.items())
 
 
-def test_a_prompt_longer_than_the_context_streams(tmp_path, text):
-    run = tmp_path / "run"
-    assert subprocess_of("lm", "train", "--data", text, *SMALL, "--out", run, stderr=subprocess.DEVNULL).wait(120) == 0
-    options = ["lm", "generate", "--model", run, "--prompt", TEXT, "--tokens", "5", "--stream"]
+def test_a_prompt_longer_than_the_context_streams(trained):
+    options = ["lm", "generate", "--model", trained, "--prompt", TEXT, "--tokens", "5", "--stream"]
     found = subprocess_of(*options, stdout=subprocess.PIPE)
     out, _ = found.communicate(timeout=120)
     assert found.returncode == 0
