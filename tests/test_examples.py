@@ -132,3 +132,26 @@ def test_device_noise_has_both_columns_for_every_effect(monkeypatch, capsys, tmp
     clean = next(row["clean"] for row in found["rows"] if row["effect"] == "time")
     assert clean > 0.5
     assert (tmp_path / "device_noise/device_noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_spikegpt_shakespeare_draws_both_curves(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "spikegpt_shakespeare.py", "--quick")
+    assert out.startswith("Python's documentation: ")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["post", "twin", "prespike", "quiet"]
+    assert rows[1][2] == "+0.000"
+    assert (tmp_path / "runs/spikegpt_shakespeare/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_spikegpt_generate_writes_in_constant_memory(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "spikegpt_generate.py", "--quick")
+    assert out.startswith("ROMEO:\n")
+    first, last = (part.split()[-1] for part in out.splitlines()[-1].removesuffix(" bytes").split(" and "))
+    assert first == last == "22,528"
+
+
+def test_spikegpt_sentiment_stands_beside_a_bag_of_words(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "spikegpt_sentiment.py", "--quick").splitlines()
+    assert out[0] == "MADE-UP sentences: 300 sentences to train, 60 to test"
+    assert out[1].startswith("SpikeGPT      ")
+    assert out[2].startswith("bag of words  ")
