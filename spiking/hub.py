@@ -28,7 +28,7 @@ A spiking neural network made with the Python library `spiking`.
 from spiking.models import {{ class_name | default("NMNISTNet") }}
 
 model = {{ class_name | default("NMNISTNet") }}.from_pretrained("this folder, or its name on the hub")
-spikes = model(frames)  # [T, B, ...] -> [T, B, classes]
+{{ usage | default("spikes = model(frames)  # [T, B, ...] -> [T, B, classes]") }}
 ```
 
 ## Trained on

@@ -146,3 +146,26 @@ def test_zero_shot_does_not_claim_skill_on_two_epochs(monkeypatch, capsys, tmp_p
     assert "reservoirs, image to sound: unseen " in out
     assert "the interval over pairs of unseen classes" in out
     assert (tmp_path / "zero_shot/embedding.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_spikegpt_shakespeare_draws_both_curves(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "spikegpt_shakespeare.py", "--quick")
+    assert out.startswith("Python's documentation: ")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["post", "twin", "prespike", "quiet"]
+    assert rows[1][2] == "+0.000"
+    assert (tmp_path / "runs/spikegpt_shakespeare/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_spikegpt_generate_writes_in_constant_memory(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "spikegpt_generate.py", "--quick")
+    assert out.startswith("ROMEO:\n")
+    first, last = (part.split()[-1] for part in out.splitlines()[-1].removesuffix(" bytes").split(" and "))
+    assert first == last == "22,528"
+
+
+def test_spikegpt_sentiment_stands_beside_a_bag_of_words(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "spikegpt_sentiment.py", "--quick").splitlines()
+    assert out[0] == "MADE-UP sentences: 300 sentences to train, 60 to test"
+    assert out[1].startswith("SpikeGPT      ")
+    assert out[2].startswith("bag of words  ")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from spiking.datasets.text import Tokenizer
     from spiking.models.spikegpt import SpikeGPT
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -64,6 +65,7 @@ def train(
     spiking: Annotated[bool, typer.Option("--spiking/--no-spiking", help="Without: the twin without neurons.")] = True,
     rate_weight: Annotated[float | None, typer.Option(help="Weight of the penalty on firing; 0 is off.")] = None,
     rate_limit: Annotated[float | None, typer.Option(help="Rate above which a neuron is penalised.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Round the trained weights to half precision.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Windows a step, over all processes.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Parts in which a step is computed.")] = None,
     lr: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
@@ -93,6 +95,7 @@ def train(
             "eval_every": eval_every,
             "rate_weight": rate_weight,
             "rate_limit": rate_limit,
+            "half": half or None,
             "model.n_layer": n_layer,
             "model.n_embd": n_embd,
             "model.ctx_len": ctx_len,
@@ -204,10 +207,8 @@ def generate(
     tokenizer = network.tokenizer
     assert tokenizer is not None
     before: dict[str, Any] = load_state(state, network) if state is not None and state.exists() else {}
-    if not prompt and not before:
-        prompt = "\n"
     writer = network.generate(
-        tokenizer.encode(prompt).tolist(),
+        tokenizer.encode(prompt).tolist() if prompt or before else _beginning(tokenizer),
         n,
         temperature=temperature,
         top_p=top_p,
@@ -308,6 +309,16 @@ def _open(folder: Path | None) -> SpikeGPT:
     if model.tokenizer is None:
         raise SpikingError(f"{folder}: the model has no tokenizer.json; expected one beside its weights.")
     return model
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    """What stands before a text without a prompt: the end of a line, or where the vocabulary has none its first token."""
+    from spiking.errors import SpikingError
+
+    try:
+        return tokenizer.encode("\n").tolist()
+    except SpikingError:
+        return [0]
 
 
 def _scored(found: dict[str, Any], unit: str) -> str:

@@ -317,6 +317,10 @@ class SpikeGPT(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> SpikeGPT:
+        if isinstance(
+            options.get("config"), dict
+        ):  # annotations are text in this module, so the mixin has not made it one
+            options["config"] = SpikeGPTConfig(**options["config"])
         model = super()._from_pretrained(model_id=model_id, **options)
         path = fetch(model_id, TOKENIZER_FILE, **options)
         if path is not None:

@@ -34,16 +34,18 @@ class Recipe:
     """Everything that a run of `spiking lm train` depends on.
 
     `steps` is rounded up to whole evaluations, one every `eval_every`; `train.epochs` follows from both. `eval_tokens`: the validation
-    text is cut to so many for them. `rate_weight` and `rate_limit`: see `windows.objective`; 0 is off.
+    text is cut to so many for them. `rate_weight` and `rate_limit`: see `windows.objective`; 0 is off. `half`: the trained weights are
+    rounded to half precision before they are scored, and saved so.
     """
 
     data: str = ""
     tokenizer: str = "characters"
-    steps: int = 2000
+    steps: int = 1200
     eval_every: int = 200
-    eval_tokens: int = 200_000
+    eval_tokens: int = 60_000
     rate_limit: float = 0.1
     rate_weight: float = 0.0
+    half: bool = False
     model: SpikeGPTConfig = field(default_factory=lambda: SpikeGPTConfig.preset("tiny"))
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
@@ -107,6 +109,8 @@ def train(
     path = trainer.checkpoint_path  # none yet where the run was stopped before its first
     history = trainer.fit(windows, held_out, resume=resume and path is not None and path.exists())
     trained = time.perf_counter()
+    if recipe.half:
+        model.half().float()
     found = trainer.evaluate(held_out)
     model.eval()
     metrics: dict[str, Any] = {
@@ -178,16 +182,20 @@ def _save_model(model: SpikeGPT, out: Path, metrics: dict[str, Any]) -> None:
     found = metrics["validation"]
     rate = metrics["mean_rate"]
     fires = "" if rate is None else f" Neurons fire at {100 * rate:.1f} % on average."
+    if metrics["recipe"]["half"]:
+        model.half()
     model.save_pretrained(
         out / "model",
         model_card_kwargs={
             "title": "SpikeGPT language model",
             "class_name": "SpikeGPT",
+            "usage": 'print(model.write("The ", 200))',
             "trained_on": f"{metrics['corpus']}. {metrics['steps']} steps in {metrics['seconds_training']:.0f} s.",
             "results": f"Validation text: {found['nats_per_token']:.3f} nats a {metrics['unit']}, "
             f"{found['bits_per_byte']:.3f} bits a byte ({found['protocol']}).{fires}",
         },
     )
+    model.float()
 
 
 def _versions() -> dict[str, str]:
