@@ -11,6 +11,7 @@ Source: Zhu et al. 2023 (arXiv 2302.13939), section 3.
 
 from __future__ import annotations
 
+from os import PathLike, fspath
 from typing import Any, cast
 
 import torch
@@ -21,7 +22,7 @@ from spiking import functional as F
 from spiking.cuda_kernels import reference
 from spiking.errors import SpikingError
 from spiking.layer import Linear
-from spiking.models.spikegpt import start
+from spiking.models.spikegpt import authors, start
 from spiking.models.spikegpt.config import SpikeGPTConfig
 from spiking.neuron import LIF, LIFState
 from spiking.surrogate import ATan
@@ -211,6 +212,36 @@ class SpikeGPT(nn.Module):
             nn.init.normal_(self.head.weight, std=0.01)  # logits near zero: the first loss is ln V
             if config.spiking:
                 self._fire_from_the_start()
+
+    @classmethod
+    def from_authors(cls, path: str | PathLike[str], **changes: Any) -> SpikeGPT:
+        """The model in a checkpoint of the authors' code, its size read from the shapes of its tensors.
+
+        Only tensors are unpickled. `changes`: numbers of the config that the file does not hold, such as `ctx_len` or `dropout`.
+        Errors: SpikingError naming the file and what does not fit: a name that is missing or unknown, a shape, a number that is not finite.
+
+        >>> lm = SpikeGPT.from_authors("SpikeGPT-216M.pth")  # doctest: +SKIP
+        """
+        weights = authors.read_weights(path)
+        config = authors.config_of(weights, fspath(path), **changes)
+        with torch.device("meta"):
+            lm = cls(config)
+        expected = dict(lm.named_parameters())
+        for name in (*expected, *weights):
+            if name not in weights or name not in expected:
+                word, what = ("no", "expected one") if name not in weights else ("an unknown", "expected none")
+                raise SpikingError(
+                    f"{fspath(path)}: got {word} tensor {name}; {what} in a model of {len(lm.blocks)} blocks."
+                )
+            got, wanted = weights[name], expected[name]
+            if got.shape != wanted.shape:
+                raise SpikingError(
+                    f"{fspath(path)}: {name}: got shape {list(got.shape)}; expected {list(wanted.shape)}."
+                )
+            if not torch.isfinite(got).all():
+                raise SpikingError(f"{fspath(path)}: {name}: got a number that is not finite. Download the file again.")
+        lm.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        return lm.requires_grad_(True)
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         state = self._checked(tokens, state)
