@@ -12,6 +12,7 @@ Source: Zhu et al. 2023 (arXiv 2302.13939), section 3.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from spiking.datasets.text import Tokenizer, load_tokenizer
 from spiking.errors import SpikingError
 from spiking.hub import MODEL_CARD, HubModel, fetch
 from spiking.layer import Linear
-from spiking.models.spikegpt import start
+from spiking.models.spikegpt import authors, start
 from spiking.models.spikegpt.config import SpikeGPTConfig
 from spiking.models.spikegpt.sample import Writer
 from spiking.neuron import LIF, LIFState
@@ -257,6 +258,36 @@ class SpikeGPT(
         written = self.tokenizer.decode(self.generate(self.tokenizer.encode(prompt), n, **options))
         self.train(training)
         return written
+
+    @classmethod
+    def from_authors(cls, path: str | PathLike[str], **changes: Any) -> SpikeGPT:
+        """The model in a checkpoint of the authors' code, its size read from the shapes of its tensors.
+
+        Only tensors are unpickled. `changes`: numbers of the config that the file does not hold, such as `ctx_len` or `dropout`.
+        Errors: SpikingError naming the file and what does not fit: a name that is missing or unknown, a shape, a number that is not finite.
+
+        >>> lm = SpikeGPT.from_authors("SpikeGPT-216M.pth")  # doctest: +SKIP
+        """
+        weights = authors.read_weights(path)
+        config = authors.config_of(weights, fspath(path), **changes)
+        with torch.device("meta"):
+            lm = cls(config)
+        expected = dict(lm.named_parameters())
+        for name in (*expected, *weights):
+            if name not in weights or name not in expected:
+                word, what = ("no", "expected one") if name not in weights else ("an unknown", "expected none")
+                raise SpikingError(
+                    f"{fspath(path)}: got {word} tensor {name}; {what} in a model of {len(lm.blocks)} blocks."
+                )
+            got, wanted = weights[name], expected[name]
+            if got.shape != wanted.shape:
+                raise SpikingError(
+                    f"{fspath(path)}: {name}: got shape {list(got.shape)}; expected {list(wanted.shape)}."
+                )
+            if not torch.isfinite(got).all():
+                raise SpikingError(f"{fspath(path)}: {name}: got a number that is not finite. Download the file again.")
+        lm.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        return lm.requires_grad_(True)
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, state = self.features(tokens, state)
