@@ -132,3 +132,15 @@ def test_device_noise_has_both_columns_for_every_effect(monkeypatch, capsys, tmp
     clean = next(row["clean"] for row in found["rows"] if row["effect"] == "time")
     assert clean > 0.5
     assert (tmp_path / "device_noise/device_noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_diffusion_digits_trains_samples_and_compares(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "diffusion_digits.py", "--quick")
+    assert "parameters, test loss" in out
+    assert [line.split(":")[0] for line in out.splitlines() if "Fréchet" in line] == [
+        "real",
+        "gaussian",
+        "analytic, 5 steps",
+        "ddim, 5 steps",
+    ]
+    assert (tmp_path / "runs/diffusion_digits/denoising.gif").read_bytes().startswith(b"GIF")
