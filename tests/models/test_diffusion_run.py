@@ -1,6 +1,7 @@
 """From images to samples: data, training with exact resume, the threshold search, and the commands as a user runs them."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -13,9 +14,12 @@ from PIL import Image
 
 from spiking import SpikingError
 from spiking.checkpoint import load
+from spiking.cli.config import to_yaml
+from spiking.cli.main import run as cli
 from spiking.models.diffusion import SpikingDiffusion
-from spiking.models.diffusion.data import DiffusionBatches, load_digits, objective, open_images, scaled
-from spiking.models.diffusion.run import Recipe, build, evaluate, feature_sets, grid, run, save_animation
+from spiking.models.diffusion.data import DiffusionBatches, InMemory, load_digits, objective, open_images, scaled
+from spiking.models.diffusion.metrics import frechet_distance
+from spiking.models.diffusion.run import Recipe, build, evaluate, feature_sets, gaussian_fit, grid, run, save_animation
 from spiking.models.diffusion.threshold import search_threshold
 from spiking.progress import Display
 from spiking.training import TrainConfig
@@ -28,15 +32,7 @@ TINY = Recipe(channels=4, timesteps=2, steps=3, grid_epochs=1, train=QUICK)
 
 def few(n: int = 128):
     digits = load_digits()
-    return digits._replace(
-        train=digits.train._replace(images=digits.train.images[:n]), train_labels=digits.train_labels[:n]
-    )
-
-
-def command(*arguments, cwd):
-    return subprocess.run(
-        ["spiking", "diffusion", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return digits._replace(train=InMemory(digits.train.images[:n]), train_labels=digits.train_labels[:n])
 
 
 @pytest.fixture(autouse=True)
@@ -153,25 +149,21 @@ def test_evaluation_loss_is_the_same_each_time():
 
 def test_killed_at_a_random_step_and_resumed_to_the_same_bits(tmp_path):
     """`spiking diffusion train` of about 100 steps, killed with no warning, against one that was left alone."""
-    options = ["--channels", 4, "--timesteps", 2, "--epochs", 5, "--device", "cpu", "--seed", 3]
-    options += ["--config", tmp_path / "c.yaml"]
-    (tmp_path / "c.yaml").write_text("steps: 2\ngrid_epochs: 0\n")
-    whole = command("train", *options, "--out", tmp_path / "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    recipe = replace(TINY, steps=2, grid_epochs=0, train=replace(QUICK, epochs=5, seed=3))
+    run(recipe, tmp_path / "whole", display=Display())
+    (tmp_path / "c.yaml").write_text(to_yaml(recipe))
+    arguments = ["train", "--config", "c.yaml", "--out", "cut"]
     process = subprocess.Popen(
-        ["spiking", "diffusion", "train", *map(str, options), "--out", str(tmp_path / "cut")],
-        cwd=tmp_path,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+        ["spiking", "diffusion", *arguments], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     checkpoint = tmp_path / "cut" / "checkpoint.safetensors"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.02)
     time.sleep(float(np.random.default_rng().uniform(0, 0.3)))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    again = command("train", "--resume", "--out", tmp_path / "cut", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    run(recipe, tmp_path / "cut", resume=True, display=Display())
     one, two = (load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "cut"))
     assert one.state["position"]["epoch"] == two.state["position"]["epoch"] == 5
     for name, value in one.model.items():
@@ -184,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     images = few()
     run(replace(TINY, grid_epochs=0), tmp_path, data=images, display=Display())
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    broken = images._replace(train=images.train._replace(images=images.train.images * np.float32("nan")))
+    broken = images._replace(train=InMemory(images.train.images * np.float32("nan")))
     longer = replace(TINY, grid_epochs=0, train=replace(QUICK, epochs=3))
     with pytest.raises(SpikingError, match=r"the input of sample \d+ holds values that are not finite"):
         run(longer, tmp_path, resume=True, data=broken, display=Display())
@@ -213,7 +205,7 @@ def test_threshold_search_reports_on_what_it_has_not_seen(tmp_path):
 
     def metric(threshold, seed, report):
         asked.append((threshold, seed, report))
-        return abs(threshold - 1.02) + 0.001 * seed + (0.5 if report else 0)
+        return abs(threshold - 1.02) + 0.02 * seed + (0.5 if report else 0)
 
     found = search_threshold(metric, (0.98, 1.02), seeds=2, cache=tmp_path / "cache.json")
     assert found.chosen == 1.02
@@ -239,7 +231,7 @@ def test_grids_and_animations(tmp_path):
     assert [int(sheet[5, 5]), int(sheet[5, 50]), int(sheet[50, 5]), int(sheet[50, 50])] == [0, 128, 255, 64]
     assert grid(torch.zeros(2, 3, 8, 8)).shape == (40, 76, 3)
     x = torch.randn(4, 1, 8, 8)
-    save_animation([(9, x, x), (0, x, x)], tmp_path / "a.gif")
+    save_animation([(9, x, x), (0, -x, x)], tmp_path / "a.gif")
     assert Image.open(tmp_path / "a.gif").n_frames == 2
 
 
@@ -256,13 +248,43 @@ def test_recipe_errors(field, value, message):
 # commands
 
 
-def test_commands_refuse_in_one_line(tmp_path):
+def test_commands_refuse_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     for arguments, message in {
         ("train", "--data", "nowhere"): "--data: got nowhere; expected digits",
+        ("train", "--data", "empty"): "empty: got 0 pictures; expected at least 2",
         ("train", "--multipliers", "1,2,2,2,2"): "--multipliers: got 1,2,2,2,2 for images of 8×8",
-        ("sample", "--model", "nothing/here"): "nothing/here: no such folder",
+        ("sample", "--model", "empty"): "empty: there is no model.safetensors here",
+        ("eval", "--seeds", "0"): "--seeds: got 0; expected at least 1",
     }.items():
-        done = command(*arguments, cwd=tmp_path)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        monkeypatch.setattr("sys.argv", ["spiking", "diffusion", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli()
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert len(said.strip().splitlines()) == 1
+        assert not (tmp_path / "runs").exists()
+
+
+def test_the_model_that_ships_makes_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "sys.argv", ["spiking", "diffusion", "sample", "--n", "100", "--steps", "10", "--animation", "a.gif", "--json"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli()
+    assert stopped.value.code == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["sampler"], made["calls"], made["images"]) == ("analytic", 10, 100)
+    assert Image.open(tmp_path / "a.gif").n_frames == 10
+    model, digits = SpikingDiffusion.pretrained(), load_digits()
+    with torch.no_grad():
+        assert float(model.loss(scaled(digits.test.images), generator=torch.Generator().manual_seed(1))) < 0.33
+    feature = feature_sets(digits, seeds=1)[0]
+    images = model.sample(100, 8, steps=10, sampler="analytic").images
+    test = feature(scaled(digits.test.images))
+    assert frechet_distance(feature(images), test) < frechet_distance(
+        feature(gaussian_fit(scaled(digits.train.images), 100)), test
+    )
