@@ -169,3 +169,15 @@ def test_spikegpt_sentiment_stands_beside_a_bag_of_words(monkeypatch, capsys):
     assert out[0] == "MADE-UP sentences: 300 sentences to train, 60 to test"
     assert out[1].startswith("SpikeGPT      ")
     assert out[2].startswith("bag of words  ")
+
+
+def test_diffusion_digits_trains_samples_and_compares(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "diffusion_digits.py", "--quick")
+    assert "parameters, test loss" in out
+    assert [line.split(":")[0] for line in out.splitlines() if "Fréchet" in line] == [
+        "real",
+        "gaussian",
+        "analytic, 5 steps",
+        "ddim, 5 steps",
+    ]
+    assert (tmp_path / "runs/diffusion_digits/denoising.gif").read_bytes().startswith(b"GIF")

@@ -15,6 +15,7 @@ from spiking.errors import SpikingError
 VERBS = {  # in the order of the help page
     "train": "spiking.cli.train",
     "iir": "spiking.cli.iir",
+    "diffusion": "spiking.cli.diffusion",
     "lsm": "spiking.cli.lsm",
     "lm": "spiking.cli.lm",
     "energy": "spiking.cli.energy",

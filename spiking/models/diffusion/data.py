@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -41,7 +42,8 @@ class Pictures(Protocol):
         ...
 
 
-class InMemory(NamedTuple):
+@dataclass(frozen=True)
+class InMemory:
     """Images that lie in memory."""
 
     images: np.ndarray
