@@ -136,7 +136,7 @@ def test_a_trace_counts_every_spike_once_for_each_weight():
         net(x)
     row = trace.layers[0]
     assert (row.kind, row.module) == ("linear", "DelayedLinear")
-    assert int(row.syn.sum()) == int(x.sum()) * 6
+    assert int(row.counts["syn"].sum()) == int(x.sum()) * 6
     assert row.dense == 4 * 6
 
 

@@ -133,7 +133,7 @@ def test_counts_of_a_recording_are_exact():
         )
     with torch.no_grad(), spiking.record(net) as trace:
         net(x)
-    rows = {row.name: int(row.syn.sum()) for row in trace.layers if row.is_weight_layer}
+    rows = {row.name: int(row.counts["syn"].sum()) for row in trace.layers if row.is_weight_layer}
     first, second = hidden
     assert rows["body.linear1"] == int(x.sum()) * 16
     assert rows["body.lif1.recurrent"] == int(first[:-1].sum()) * 16

@@ -30,7 +30,7 @@ class NTIDIGITSNet(
 
     Shapes: x [T, B, channels] -> output spikes [T, B, classes]. With `return_membrane=True` also the output membrane before reset under
     the readout's leak. `step(x_t, state)` takes one frame [B, channels].
-    `anneal`: steps of training over which the width of delays falls, for a network that is to be trained.
+    `training_steps`: how many there will be, for a network that is to be trained: the width of delays falls over a share of them.
     Source: Hammouamri, Khalfaoui-Hassani, Masquelier 2024 (arXiv 2306.17670), whose network has wider layers and no recurrence.
 
     >>> net = NTIDIGITSNet()
@@ -38,9 +38,10 @@ class NTIDIGITSNet(
     torch.Size([40, 1, 10])
     """
 
-    def __init__(self, config: NTIDIGITSConfig | None = None, anneal: int = 0) -> None:
+    def __init__(self, config: NTIDIGITSConfig | None = None, training_steps: int = 0) -> None:
         super().__init__()
         self.config = config = config or NTIDIGITSConfig()
+        anneal = round(config.anneal * training_steps)
         layers: list[tuple[str, nn.Module]] = []
         for i, before in enumerate((config.inputs, config.hidden), start=1):
             layers += [

@@ -75,7 +75,7 @@ def build(recipe: Recipe, n_train: int) -> NTIDIGITSNet:
     """The network, its first weights drawn from the seed, for a training on so many recordings."""
     torch.manual_seed(seed_for(recipe.train.seed, 3))
     steps = recipe.train.epochs * max(1, n_train // recipe.train.batch_size)
-    return NTIDIGITSNet(recipe.model, anneal=round(recipe.model.anneal * steps))
+    return NTIDIGITSNet(recipe.model, training_steps=steps)
 
 
 def train(
