@@ -17,6 +17,7 @@ namespace SPIKING_NS {
 namespace {
 
 constexpr i64 LARGE = 1024;    // neurons from which rows are no longer in L2 when they are needed
+constexpr i64 SENDERS_AHEAD = 3;  // senders between a prefetch of a sparse row and its use
 
 struct List {
     u32* at;
@@ -39,8 +40,17 @@ template <class W>
 void scatter(const ReservoirCall& p, const List& fired, W* currents) {
     const W* weights = static_cast<const W*>(p.rec_weights);
     for (i64 k = 0; k < p.neurons; ++k) currents[k] = W(0);
-    for (i64 i = 0; i < fired.n; ++i)
-        for (i64 e = p.rec_offsets[fired.at[i]]; e < p.rec_offsets[fired.at[i] + 1]; ++e) currents[p.rec_receivers[e]] += weights[e];
+    for (i64 i = 0; i < fired.n; ++i) {
+        if (i + SENDERS_AHEAD < fired.n) {
+            const u32 next = fired.at[i + SENDERS_AHEAD];
+            for (i64 e = p.rec_offsets[next]; e < p.rec_offsets[next + 1]; e += 16) {
+                __builtin_prefetch(p.rec_receivers + e, 0, 3);
+                for (i64 k = 0; k < i64(sizeof(W)) / 4; ++k) __builtin_prefetch(weights + e + 8 * k, 0, 3);
+            }
+        }
+        const i64 last = p.rec_offsets[fired.at[i] + 1];
+        for (i64 e = p.rec_offsets[fired.at[i]]; e < last; ++e) currents[p.rec_receivers[e]] += weights[e];
+    }
 }
 
 template <class W>

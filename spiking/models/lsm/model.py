@@ -221,7 +221,8 @@ class LiquidStateMachine(nn.Module):
             raise SpikingError(
                 f"LiquidStateMachine: got input of shape {list(x.shape)}; expected [T, B, {self.in_features}]."
             )
-        if not bool(torch.isfinite(x).all()):
+        # A sum costs a tenth of a look at every value, and is not finite where one of them is not.
+        if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
             raise SpikingError("LiquidStateMachine: got input that is not finite; expected spikes or numbers.")
         bins, worth, carry = self._parts(x.shape[0])
         if self._reads_noisy():
