@@ -98,7 +98,8 @@ def count(
     first, second = (None if f is None else narrow(f) for f in (fan, fan_nonzero))
     if fan is not None and first is None:
         return None
-    return Counting(*x.shape, steps, x.dtype, (first, second), values)(x.contiguous())
+    rows, n = x.shape
+    return Counting(rows, n, steps, x.dtype, (first, second), values)(x.contiguous())
 
 
 def narrow(fan: Tensor) -> Tensor | None:

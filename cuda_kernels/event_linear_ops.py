@@ -500,7 +500,7 @@ def at_hand(x: Tensor, weight: Tensor, bias: Tensor | None, always: bool) -> Ten
         or not weight.is_contiguous()
         or (bias is not None and not _fits(bias, outputs, dtype))
         or _learns(x, weight, bias)
-        or watch.current() is not None  # it counts the spikes too
+        or ((watching := watch.current()) is not None and watching.wants_input)  # it counts the spikes too
     ):
         return None
     rows = x.numel() // inputs

@@ -210,7 +210,7 @@ class ForwardPass:
     # who made a tensor, who reads it
 
     def produced(self, x: Tensor, name: str, counts: OperandCounts | NeuronCounts | None = None) -> None:
-        storage = x.untyped_storage()
+        storage: Any = x.untyped_storage()
         key = storage._cdata
         if key not in self._producers:
             self._held.append(storage._weak_ref())

@@ -36,9 +36,13 @@ PASSES = 8  # that are like the ones before, whose counts are added to the rows 
 class LiveTrace(EventTrace):
     """The trace of a recording that goes on: it takes in what waits when somebody looks at it."""
 
-    def __init__(self, catch_up: Callable[[], None], **facts: Any) -> None:
-        self._catch_up = catch_up
-        super().__init__(**facts)
+    _catch_up: Callable[[], None]
+
+    @classmethod
+    def begin(cls, trace: EventTrace, catch_up: Callable[[], None]) -> None:
+        """Make a trace live, and `catch_up` the way to what waits."""
+        trace.__class__ = cls
+        trace._catch_up = catch_up  # type: ignore[attr-defined]
 
     @property
     def layers(self) -> list[LayerTrace]:  # type: ignore[override]
@@ -61,12 +65,6 @@ class LiveTrace(EventTrace):
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies are of what was recorded so far."""
         return EventTrace, tuple(getattr(self, field.name) for field in fields(self))
-
-    def end(self) -> None:
-        """The recording is over."""
-        self._catch_up()
-        del self._catch_up
-        self.__class__ = EventTrace  # type: ignore[assignment]
 
 
 class Recorder:
@@ -103,8 +101,7 @@ class Recorder:
         self.batch_first = any(peers.batch_first(module) for module in model.modules())
         self._behind = 0  # passes that wait to be added to the rows
         self._plans: list[Again] = []  # of these passes, in the order of execution
-        self.trace = LiveTrace(
-            self._catch_up,
+        self.trace = EventTrace(
             model_name=type(model).__name__,
             data_id=data_id,
             seed=seed,
@@ -157,6 +154,7 @@ class Recorder:
             after = _Seen(self._operations, self._rows, kind, label, module not in quiet)
             self._handles.append(module.register_forward_hook(after, with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(self._end, with_kwargs=True))
+        LiveTrace.begin(self.trace, self._catch_up)
         return self.trace
 
     def __exit__(
@@ -169,7 +167,9 @@ class Recorder:
         self._rows.watch.stop()
         call, apart = self._call, self._rows.apart
         self._reset()
-        self.trace.end()
+        self._catch_up()
+        self.trace.__class__ = EventTrace
+        vars(self.trace).pop("_catch_up", None)
         if self._writer is not None and (call or kind is not None):
             self._writer.abort()
         elif self._writer is not None:

@@ -435,6 +435,7 @@ def record(
     blocks of memory arrays that hold a spike, which is slow for convolutions. With `to`, a file name, the trace is written there:
     events after each pass, so that a long run fills no memory (read them with `EventTrace.load`: `events` stay out of the trace
     in memory), everything else when the block ends. The file appears under its name only when it is complete.
+    Inside the block, rows that somebody holds are brought up to date when the trace is looked at; after it, all are complete.
     Only passes of the thread that opened the block are counted. Hooks come and go with the block, and torch asks that no other thread
     runs the model in that moment.
     Units: dt in seconds per step.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -308,7 +310,7 @@ class Branching(nn.Module):
         return self.out(self.last(y), state=None, return_state=True)[0]
 
 
-CHANGES = ("nothing", "batch", "weights", "zeros", "training", "keeps still", "fails")
+CHANGES = ("nothing", "looked at", "batch", "weights", "zeros", "training", "keeps still", "fails")
 
 
 @settings(deadline=None, max_examples=50)
@@ -316,13 +318,16 @@ CHANGES = ("nothing", "batch", "weights", "zeros", "training", "keeps still", "f
     which=st.sampled_from(["branching", "avg", "max"]),
     neuron=st.sampled_from([*NEURONS]),
     passes=st.lists(st.tuples(st.sampled_from(OPERANDS), st.sampled_from(CHANGES)), min_size=2, max_size=5),
+    steady=st.sampled_from([0, 1, 6, 7, 8, 17]),
     steps=st.integers(1, 5),
     apart=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_passes_that_are_like_earlier_ones_are_counted_as_if_they_were_not(
-    which: str, neuron: str, passes: list[tuple[str, str]], steps: int, apart: bool, seed: int
+    which: str, neuron: str, passes: list[tuple[str, str]], steady: int, steps: int, apart: bool, seed: int
 ) -> None:
+    passes = passes[:1] + [("spikes", "nothing")] * steady + passes[1:]
+
     def run() -> EventTrace:
         torch.manual_seed(seed)
         net = Branching(True) if which == "branching" else convolutional(which, 2, neuron, True, 0)
@@ -334,6 +339,8 @@ def test_passes_that_are_like_earlier_ones_are_counted_as_if_they_were_not(
                 batch += change == "batch"
                 x = operand(kind, (steps, batch, 2, *(2 * [8 if which == "branching" else 9])), seed + i)
                 x = x[:1].expand_as(x).clone() if change == "keeps still" else x
+                if change == "looked at":
+                    assert trace.n_samples == sum(len(row.syn_sample) for row in trace.layers[:1])
                 if change == "fails":
                     x[-1, 0, 0, 0, 0] = float("nan")
                     with pytest.raises(SpikingError, match="NaN"):
@@ -362,3 +369,32 @@ def test_layers_of_steady_passes_take_no_long_way() -> None:
             with mock.patch.object(Rows, "operand", side_effect=AssertionError("a layer was counted anew")):
                 net(x)
         assert all(2 * row.counts["in_numel"].sum() == 3 * before[row.name] for row in trace.layers)
+
+
+def test_a_trace_that_is_looked_at_while_it_grows_is_of_all_passes_so_far(tmp_path: Path) -> None:
+    x = operand("spikes", (3, 2, 128), 0)
+    net = spiking.Sequential(spiking.Linear(128, 3), spiking.LIF())
+    with torch.no_grad(), spiking.record(net) as trace:
+        for n in range(1, 30):
+            net(x)
+            if n % 5 == 0:
+                assert (trace.n_samples, trace.layers[0].counts["in_numel"].tolist()) == (2 * n, [2 * n * 128] * 3)
+            if n == 20:
+                copied = copy.deepcopy(trace)
+                trace.save(tmp_path / "trace.h5")
+                merged = EventTrace.merge([trace, trace])
+    assert type(trace) is type(copied) is type(merged) is EventTrace
+    assert (trace.n_samples, copied.n_samples, merged.n_samples) == (58, 40, 80)
+    assert_same(EventTrace.load(tmp_path / "trace.h5"), copied)
+
+
+def test_a_recorder_may_be_entered_again() -> None:
+    x = operand("spikes", (3, 2, 128), 0)
+    net = spiking.Sequential(spiking.Linear(128, 3), spiking.LIF())
+    recorder = spiking.record(net)
+    for n in (3, 6):
+        with torch.no_grad(), recorder as trace:
+            for _ in range(3):
+                net(x)
+            assert trace.n_samples == 2 * n
+    assert trace.layers[0].counts["in_numel"].tolist() == [2 * 6 * 128] * 3

@@ -1,10 +1,12 @@
 """What `spiking.record` adds to a forward pass, and whether a trace, or the memory of a long run, grows with its length.
 
-Two copies of a network run in turn, one plainly, one under `record`, eight batches each: a pass of the steady run. What a recording
-costs once (the hash of the weights, fan-out tables) is a row of its own. "naive hooks" copy every input and output and count their
-non-zeros, which is what one would write first. Then a trace is fed 4 and 16 times as many batches: its size on disk and in memory
-must not follow (three sums per sample are kept for the bootstrap). Last, runs that write event lists to a file, and ten times as many
-batches of them, each in a process of its own: their peak memory must not follow either.
+Two copies of a network run in turn, one plainly, one under `record`, eight batches each: passes of the steady run, and all that adds
+their counts to the trace. What a recording costs once (the hash of the weights, fan-out tables) is a row of its own. "naive hooks" copy
+every input and output and count their non-zeros, which is what one would write first. The network of torch's layers is then run with
+neurons of other libraries: plainly, with what each library has for counting spikes or synaptic operations, and under `record`. Then a
+trace is fed 4 and 16 times as many batches: its size on disk and in memory must not follow (three sums per sample are kept for the
+bootstrap). Last, runs that write event lists to a file, and ten times as many batches of them, each in a process of its own: their peak
+memory must not follow either.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from spiking.benchmarks import peers
 from spiking.benchmarks.run import Row, interleaved
 from torch import Tensor, nn
 
@@ -31,6 +34,7 @@ NAME = "trace"
 TITLE = "recording a trace: cost beside the plain forward pass, and growth with the length of the run"
 BATCHES = 8
 PLAIN, RECORDED, NAIVE, ONCE = "plain forward", "recorded", "naive hooks", "once per recording"
+SIZE = "trace size"
 
 
 def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
@@ -40,10 +44,12 @@ def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
             calls = {PLAIN: _batches(network, x), RECORDED: _batches(watched, x), NAIVE: _naive(network, x)}
             seconds = interleaved(calls, 3 if quick else 9, 2)
         for what, times in seconds.items():
-            yield Row(NAME, what, [t / BATCHES for t in times], None if what == PLAIN else PLAIN, name)
+            batches = 1 if what == NAIVE else BATCHES
+            yield Row(NAME, what, [t / batches for t in times], None if what == PLAIN else PLAIN, name)
         passes = median(seconds[RECORDED]) / BATCHES
         yield Row(NAME, ONCE, [max(t - passes, 0.0) for t in _first(network, x)], None, name, "beside its first pass")
         yield _growth(name, network, x, quick)
+    yield from _peers(quick, device)
     yield _memory(quick)
 
 
@@ -72,11 +78,11 @@ def _networks(quick: bool, device: str) -> dict[str, tuple[nn.Module, Tensor]]:
 class _Ordinary(nn.Module):
     """A network of torch's own layers, with spiking neurons between them, as one would write it without the library's layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, neuron: Callable[[float], nn.Module] = lambda beta: spiking.LIF(beta, 0.25)) -> None:
         super().__init__()
         self.conv1, self.conv2, self.linear = nn.Conv2d(2, 12, 5), nn.Conv2d(12, 32, 5), nn.Linear(800, 10)
         self.pool = nn.AvgPool2d(2)
-        self.neurons = nn.ModuleList(spiking.LIF(0.5, 0.25) for _ in range(3))
+        self.neurons = nn.ModuleList(neuron(0.5) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         steps = x.shape[:2]
@@ -93,6 +99,78 @@ def _batches(network: nn.Module, x: Tensor) -> Callable[[], None]:
     return call
 
 
+def _peers(quick: bool, device: str) -> Iterable[Row]:
+    """Peers' networks: plainly, counted by their own library, and recorded."""
+    own: dict[str, dict[str, Callable[[nn.Module, Tensor], Callable[[], None]]]] = {
+        "spikingjelly": {"its OutputMonitor": _spikingjelly_monitor, "its SynOpCounter": _spikingjelly_counter},
+        "snntorch": {"its OutputMonitor": _snntorch_monitor},
+        "sinabs": {"its synops and rate hooks": _sinabs_hooks},
+    }
+    batch = 16 if quick else 32
+    x = (torch.rand(6, batch, 2, 34, 34, generator=torch.Generator().manual_seed(0)) < 0.05).float().to(device)
+    for name, make in peers.installed(*own).items():
+        ways = {PLAIN: _batches, **own[name], RECORDED: _batches}
+        networks = {what: _Ordinary(make).eval().to(device) for what in ways}
+        with torch.no_grad(), spiking.record(networks[RECORDED]):
+            calls = {what: way(networks[what], x) for what, way in ways.items()}
+            seconds = interleaved(calls, 2 if quick else 5, 1)
+        group = f"torch layers and {name}, T=6, batch {batch}"
+        for what, times in seconds.items():
+            yield Row(NAME, what, [t / BATCHES for t in times], None if what == PLAIN else PLAIN, group)
+
+
+def _monitored(network: nn.Module, x: Tensor, monitor: Any) -> Callable[[], None]:
+    run = _batches(network, x)
+
+    def call() -> None:
+        monitor.clear_recorded_data()
+        run()
+
+    return call
+
+
+def _spikingjelly_monitor(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Spikes of each neuron."""
+    from spikingjelly.activation_based import monitor, neuron
+
+    return _monitored(network, x, monitor.OutputMonitor(network, neuron.LIFNode, lambda s: s.sum((0, 1))))
+
+
+def _spikingjelly_counter(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Synaptic operations of each layer."""
+    from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
+
+    run = _batches(network, x)
+
+    def call() -> None:
+        with DispatchCounterMode([SynOpCounter()]):
+            run()
+
+    return call
+
+
+def _snntorch_monitor(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Spikes of each neuron in each step."""
+    import snntorch
+    from snntorch.functional import probe
+
+    return _monitored(network, x, probe.OutputMonitor(network, snntorch.Leaky, lambda out: out[0].sum(0)))
+
+
+def _sinabs_hooks(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Spikes of each neuron, synaptic operations of each layer."""
+    from sinabs import hooks, layers
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(hooks.conv_layer_synops_hook)
+        elif isinstance(module, nn.Linear):
+            module.register_forward_hook(hooks.linear_layer_synops_hook)
+        elif isinstance(module, layers.StatefulLayer):
+            module.register_forward_hook(hooks.firing_rate_per_neuron_hook)
+    return _batches(network, x)
+
+
 def _first(network: nn.Module, x: Tensor) -> list[float]:
     """Seconds of recordings of one pass."""
     found = []
@@ -106,6 +184,8 @@ def _first(network: nn.Module, x: Tensor) -> list[float]:
 
 
 def _naive(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """One batch, which takes as long as many others."""
+
     def call() -> None:
         counts: list[int] = []
 
@@ -113,8 +193,7 @@ def _naive(network: nn.Module, x: Tensor) -> Callable[[], None]:
             counts.extend(int((v.detach().clone() != 0).sum()) for v in (*args, out) if isinstance(v, Tensor))
 
         handles = [m.register_forward_hook(seen) for m in network.modules() if not list(m.children())]
-        for _ in range(BATCHES):
-            network(x)
+        network(x)
         for handle in handles:
             handle.remove()
 
@@ -138,7 +217,7 @@ def _growth(name: str, network: nn.Module, x: Tensor, quick: bool) -> Row:
         sizes.append(
             f"{batches} batches: {kept / 1e3:.0f} kB and {per_sample / 1e3:.0f} kB per-sample sums, {disk / 1e3:.0f} kB on disk"
         )
-    return Row(NAME, "trace size", [0.0], None, name, "; ".join(sizes))
+    return Row(NAME, SIZE, [0.0], None, name, "; ".join(sizes))
 
 
 _LONG_RUN = """
@@ -173,10 +252,14 @@ def summary(rows: Sequence[Row]) -> list[str]:
     medians: dict[str, dict[str, float]] = {}
     for row in rows:
         medians.setdefault(row.group, {})[row.what] = row.median
-    found = [
-        f"{group}: recording adds {100 * (m[RECORDED] / m[PLAIN] - 1):.1f} % to a forward pass of {1e3 * m[PLAIN]:.1f} ms "
-        f"(naive hooks {100 * (m[NAIVE] / m[PLAIN] - 1):.1f} %), and {1e3 * m[ONCE]:.1f} ms once"
-        for group, m in medians.items()
-        if PLAIN in m
-    ]
+    found = []
+    for group, m in medians.items():
+        if PLAIN not in m:
+            continue
+        adds = {what: f"{100 * (seconds / m[PLAIN] - 1):.1f} %" for what, seconds in m.items()}
+        others = ", ".join(f"{what} {adds[what]}" for what in m if what not in (PLAIN, RECORDED, ONCE, SIZE))
+        once = f", and {1e3 * m[ONCE]:.1f} ms once" if ONCE in m else ""
+        found.append(
+            f"{group}: recording adds {adds[RECORDED]} to a forward pass of {1e3 * m[PLAIN]:.1f} ms ({others}){once}"
+        )
     return found + [row.note for row in rows if row.what == "peak memory"]
