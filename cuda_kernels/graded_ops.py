@@ -3,7 +3,7 @@
 `graded(x, state, params, inner, rule, numbers, keep)` -> (spikes, last membrane, saved). x is [T, B, *]; state [B, *] or None (v_leak);
 params [3, C] (beta, threshold, a row that nobody reads; the state's dtype) or None for the numbers. rule: spacing, levels; numbers: beta,
 threshold, v_leak, in the order of cpu/graded_bind.cpp. `keep` says that a backward will follow. Where no kernel runs, the caller takes
-`reference.graded`.
+`by_reference`, which autograd derives.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backend, memory
+from spiking.errors import SpikingError
+
+from . import backend, memory, reference
 from .ops import _DTYPES, _address, _threads_for, state_dtype
 from .ops import _library as library
 
-__all__ = ["SPACINGS", "graded"]
+__all__ = ["SPACINGS", "by_reference", "graded"]
 
 SPACINGS = ("linear", "octave")
 
@@ -37,6 +39,20 @@ def _sizes(shape: Any, params: Tensor | None, inner: int) -> tuple[int, int, int
     return shape[0], shape[1:].numel(), 1 if params is None else params.shape[1], inner
 
 
+def by_reference(
+    x: Tensor, state: Tensor | None, params: Tensor | None, inner: int, rule: list[int], numbers: list[float]
+) -> tuple[Tensor, Tensor]:
+    """Spikes and last membrane by the oracle; arguments as those of the operator."""
+    wide, features = state_dtype(x.dtype), x.shape[2:]
+    if params is None:
+        beta, threshold = (torch.full((), value, dtype=wide, device=x.device) for value in numbers[:2])
+    else:
+        rows = params[:2].repeat_interleave(inner, dim=1) if params.shape[1] > 1 else params[:2]
+        beta, threshold = (row.reshape(features if row.numel() == features.numel() else ()) for row in rows)
+    v = torch.full(x.shape[1:], numbers[2], dtype=wide, device=x.device) if state is None else state
+    return reference.graded(x, v, beta, threshold, rule[1], SPACINGS[rule[0]], numbers[2])
+
+
 def _graded(
     x: Tensor,
     state: Tensor | None,
@@ -46,6 +62,8 @@ def _graded(
     numbers: list[float],
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if backend.choose(x.device).name == "reference":  # inside torch.compile, which sees no backend
+        return *by_reference(x, state, params, inner, rule, numbers), x.new_empty(0, dtype=state_dtype(x.dtype))
     x = x.contiguous()
     state = None if state is None else state.contiguous()
     params = None if params is None else params.contiguous()
@@ -78,7 +96,12 @@ def _graded_backward(
     grad_s, grad_state, state, params = (
         None if t is None else t.contiguous() for t in (grad_s, grad_state, state, params)
     )
-    on_cuda = backend.choose(saved.device).name == "cuda"
+    choice = backend.choose(saved.device).name
+    if choice == "reference":
+        raise SpikingError(
+            "MultiLevelLIF: got torch.compile, gradients and no kernels; expected one of these less. Train it uncompiled."
+        )
+    on_cuda = choice == "cuda"
     grad_x = memory.empty(saved.shape, dtype, saved.device)
     grad_state0 = memory.empty(saved.shape[1:] if state is not None else (0,), saved.dtype, saved.device)
     threads = _threads_for(saved.numel())

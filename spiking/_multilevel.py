@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spiking import functional as F
-from spiking.cuda_kernels import backend, graded_ops, ops, reference
+from spiking.cuda_kernels import backend, graded_ops, reference
 from spiking.cuda_kernels.ops import state_dtype
 from spiking.cuda_kernels.reference import Rule
 from spiking.errors import SpikingError
@@ -77,15 +77,12 @@ class MultiLevelLIF(Neuron):
         F._check_input("MultiLevelLIF", x, rows, self.rule)
         params, inner, numbers = F._cells("MultiLevelLIF", x, **self.cells(), beta_syn=0.0)
         before = None if rows is None else rows[0].to(state_dtype(x.dtype))
-        if backend.choose(x.device).name == "reference":
-            rows = None if before is None else before.unsqueeze(0)
-            packed = ops.pack(self.rule, *numbers)
-            start, cells, _ = ops._reference_arguments(x, rows, params, inner, *packed)
-            s, v = reference.graded(x, start[0], *cells[:2], self.levels, self.spacing, self.rule.v_leak)
+        call = [graded_ops.SPACINGS.index(self.spacing), self.levels], [*numbers[:2], self.rule.v_leak]
+        if not torch.compiler.is_compiling() and backend.choose(x.device).name == "reference":
+            s, v = graded_ops.by_reference(x, before, params, inner, *call)
         else:
             learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, before, params))
-            rule = [graded_ops.SPACINGS.index(self.spacing), self.levels]
-            s, v, _ = graded_ops.graded(x, before, params, inner, rule, [*numbers[:2], self.rule.v_leak], learns)
+            s, v, _ = graded_ops.graded(x, before, params, inner, *call, learns)
         return (s, LIFState(v)) if return_state else s
 
     def lanes(self, h: Tensor, threshold: Tensor) -> list[Tensor]:

@@ -10,6 +10,8 @@ import torch
 from graded_cases import RULES, case, run_op, run_oracle
 from spiking.cuda_kernels import backend
 
+from spiking import MultiLevelLIF, SpikingError
+
 needs_kernels = pytest.mark.skipif(backend.compiled() is None, reason="the CPU kernels were not built")
 SHAPES = [(1, 1, 1), (5, 2, 3, 4), (7, 3, 5, 1100), (4, 0, 3)]
 
@@ -87,3 +89,19 @@ def test_every_level_gives_the_same_bits():
         found.add(run.stdout)
     assert len(found) == 1
     assert len(found.pop().strip()) == hashlib.sha256().digest_size * 2
+
+
+@pytest.mark.parametrize("cells", ["one", "channels"])
+def test_without_kernels_the_oracle_runs_and_learns(monkeypatch, cells):
+    layer = MultiLevelLIF(4, threshold=torch.tensor([0.5, 0.7, 1.0]) if cells == "channels" else 0.5)
+    x = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    expected = layer(x)
+    (grad,) = torch.autograd.grad(expected.square().sum(), x)
+    monkeypatch.setattr(backend, "choose", lambda device: backend.Choice("reference"))
+    found = layer(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x)[0], grad)
+    compiled = torch.compile(layer, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=0)
+    with pytest.raises(SpikingError, match="Train it uncompiled"):
+        compiled(x).sum().backward()
