@@ -66,11 +66,12 @@ def _losses(a: Tensor, b: Tensor, labels: Tensor | None, there: Tensor, kind: Lo
     if kind == "hard":
         targets = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     elif kind == "soft":
-        targets = torch.softmax((products(a, a) + products(b, b)) * tau / 2 + absent, 2) * there[:, :, None]
+        targets = torch.softmax((products(a, a) + products(b, b)) * tau / 2 + absent, 2)
     else:
         assert labels is not None
         same = ((labels[:, :, None] == labels[:, None]) & there[:, None]).to(a.dtype)
         targets = same / same.sum(2, keepdim=True).clamp_min(1)
+    targets = targets * there[:, :, None]  # an item that is not there asks for nothing
     forth = (targets * tf.log_softmax(logits + absent, 2)).sum(2)
     back = (targets.transpose(-1, -2) * tf.log_softmax(logits.transpose(1, 2) + absent, 2)).sum(2)
     return -torch.where(there, forth + back, 0).sum(1) / (2 * there.sum(1))
