@@ -65,7 +65,7 @@ def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     with torch.no_grad():
         for size in QUICK if quick else SIZES:
             x, weights = _events(size).to(device), _weights(size, torch.float32)
-            weights = Weights(*(None if w is None else w.to(device) for w in weights))
+            weights = Weights(weights.w_in.to(device), None if weights.w_rec is None else weights.w_rec.to(device))
             calls = _contestants(size, weights)
             expected = calls[OURS](x)
             notes = {

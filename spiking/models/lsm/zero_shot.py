@@ -182,12 +182,15 @@ def zero_shot(
         _check(a, b, classes)
         embedded = align(a, b, pairs, classes, config, seed, shuffled=shuffled, untrained=untrained)
         for way, (queries, gallery) in enumerate(((0, 1), (1, 0))):
-            labels = [(a, b)[side].test_labels for side in (queries, gallery)]
+            asked, there = ((a, b)[side].test_labels for side in (queries, gallery))
             for i, unseen in enumerate(pairs):
                 products = _products(embedded[queries][i], embedded[gallery][i], config.cosine)
-                found = _retrieved(products, *labels, list(classes), list(unseen))
+                found = _retrieved(products, asked, there, list(classes), list(unseen))
                 accuracies[way, :, i, seed], confusion[way, i] = found[:3], confusion[way, i] + found[3]
-    return {name: Outcome(*accuracies[k], confusion[k]) for k, name in enumerate(("a to b", "b to a"))}
+    return {
+        name: Outcome(accuracies[k, 0], accuracies[k, 1], accuracies[k, 2], confusion[k])
+        for k, name in enumerate(("a to b", "b to a"))
+    }
 
 
 def _check(a: Sense, b: Sense, classes: Sequence[int]) -> None:
