@@ -252,7 +252,7 @@ def embedding(sets: Mapping[str, tuple[Any, Any]], ax: Axes | None = None, *, ti
     for v, of, marker in zip(unit, labels, "ox^s" * len(unit)):
         at = (v - centre) @ plane
         for k, c in enumerate(classes):
-            ax.scatter(*at[of == c].T, s=14, marker=marker, c=f"C{k % 10}", linewidths=0.8, alpha=0.7)
+            ax.scatter(at[of == c, 0], at[of == c, 1], s=14, marker=marker, c=f"C{k % 10}", linewidths=0.8, alpha=0.7)
     for k, c in enumerate(classes):
         ax.plot([], [], "s", color=f"C{k % 10}", label=f"{c:g}")
     for name, marker in zip(sets, "ox^s" * len(unit)):

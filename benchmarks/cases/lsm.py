@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def rows(quick: bool, device: str, data: str | None = None) -> Iterable[Row]:
     with torch.no_grad():
         for size in QUICK if quick else SIZES:
             x, weights = _events(size).to(device), _weights(size, torch.float32)
-            weights = Weights(*(None if w is None else w.to(device) for w in weights))
+            weights = Weights(weights.w_in.to(device), None if weights.w_rec is None else weights.w_rec.to(device))
             calls = _contestants(size, weights)
             expected = calls[OURS](x)
             notes = {
@@ -150,7 +151,9 @@ def _contestants(size: Size, weights: Weights) -> dict[str, Run]:
 def _recurrent(w_rec: Tensor, share: float) -> Callable[[Tensor], Tensor]:
     if share == 1:
         return lambda s: s @ w_rec.T
-    sparse = w_rec.to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        sparse = w_rec.to_sparse_csr()
     return lambda s: (sparse @ s.T).T
 
 

@@ -38,9 +38,9 @@ class ReservoirNetwork(nn.Module):
         weight = lsm.readout.weight / lsm.readout.std
         with torch.no_grad():
             self.input.weight.copy_(lsm.w_in)
-            if self.input.bias is not None:
+            if lsm.bias is not None and self.input.bias is not None:
                 self.input.bias.copy_(lsm.bias)
-            if isinstance(self.reservoir, spiking.Recurrent):
+            if lsm.w_rec is not None and isinstance(self.reservoir, spiking.Recurrent):
                 self.reservoir.recurrent.weight.copy_(lsm.w_rec)
             self.readout.weight.copy_(weight)
             self.readout.bias.copy_(lsm.readout.bias - weight @ lsm.readout.mean)

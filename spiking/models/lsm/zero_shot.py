@@ -66,11 +66,12 @@ def _losses(a: Tensor, b: Tensor, labels: Tensor | None, there: Tensor, kind: Lo
     if kind == "hard":
         targets = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     elif kind == "soft":
-        targets = torch.softmax((products(a, a) + products(b, b)) * tau / 2 + absent, 2) * there[:, :, None]
+        targets = torch.softmax((products(a, a) + products(b, b)) * tau / 2 + absent, 2)
     else:
         assert labels is not None
         same = ((labels[:, :, None] == labels[:, None]) & there[:, None]).to(a.dtype)
         targets = same / same.sum(2, keepdim=True).clamp_min(1)
+    targets = targets * there[:, :, None]  # an item that is not there asks for nothing
     forth = (targets * tf.log_softmax(logits + absent, 2)).sum(2)
     back = (targets.transpose(-1, -2) * tf.log_softmax(logits.transpose(1, 2) + absent, 2)).sum(2)
     return -torch.where(there, forth + back, 0).sum(1) / (2 * there.sum(1))
@@ -181,12 +182,15 @@ def zero_shot(
         _check(a, b, classes)
         embedded = align(a, b, pairs, classes, config, seed, shuffled=shuffled, untrained=untrained)
         for way, (queries, gallery) in enumerate(((0, 1), (1, 0))):
-            labels = [(a, b)[side].test_labels for side in (queries, gallery)]
+            asked, there = ((a, b)[side].test_labels for side in (queries, gallery))
             for i, unseen in enumerate(pairs):
                 products = _products(embedded[queries][i], embedded[gallery][i], config.cosine)
-                found = _retrieved(products, *labels, list(classes), list(unseen))
+                found = _retrieved(products, asked, there, list(classes), list(unseen))
                 accuracies[way, :, i, seed], confusion[way, i] = found[:3], confusion[way, i] + found[3]
-    return {name: Outcome(*accuracies[k], confusion[k]) for k, name in enumerate(("a to b", "b to a"))}
+    return {
+        name: Outcome(accuracies[k, 0], accuracies[k, 1], accuracies[k, 2], confusion[k])
+        for k, name in enumerate(("a to b", "b to a"))
+    }
 
 
 def _check(a: Sense, b: Sense, classes: Sequence[int]) -> None:
