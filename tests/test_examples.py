@@ -132,3 +132,25 @@ def test_device_noise_has_both_columns_for_every_effect(monkeypatch, capsys, tmp
     clean = next(row["clean"] for row in found["rows"] if row["effect"] == "time")
     assert clean > 0.5
     assert (tmp_path / "device_noise/device_noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def few_voices(monkeypatch, tmp_path):
+    from spiking.datasets import voices
+
+    monkeypatch.setenv("SPIKING_CACHE", str(tmp_path))
+    monkeypatch.setattr(voices, "SPEAKERS", {"train": 3, "test": 1})
+
+
+def test_train_ntidigits_runs_quickly_and_says_that_it_is_simulated(monkeypatch, capsys, tmp_path):
+    few_voices(monkeypatch, tmp_path)
+    out = run(monkeypatch, capsys, "train_ntidigits.py", "--quick")
+    assert "SIMULATED accuracy" in out
+    assert "delays: " in out
+    assert "SNN/ANN energy" in out
+
+
+def test_lsm_ntidigits_puts_counts_beside_the_reservoir(monkeypatch, capsys, tmp_path):
+    few_voices(monkeypatch, tmp_path)
+    out = run(monkeypatch, capsys, "lsm_ntidigits.py", "--quick")
+    assert "SIMULATED reservoir, ridge regression: accuracy" in out
+    assert "SIMULATED counts of events, ridge regression: accuracy" in out

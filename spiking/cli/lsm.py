@@ -20,7 +20,7 @@ RUN_HELP = """Measure a reservoir on recordings, beside the controls that it has
 
 --task images takes N-MNIST (a folder or archive; SIMULATED recordings without --data), cross-validated over five folds; --task sound \
 takes spoken digits as wav files (a folder or zip file of <digit>_<speaker>_<take>.wav, heard through a simulated cochlea; the speaker \
-yweweler is the test set) or n-tidigits.hdf5. Nothing is downloaded.
+yweweler is the test set), n-tidigits.hdf5 or SHD's files; SIMULATED digits without --data. Nothing is downloaded.
 
 Examples:
 
@@ -40,9 +40,7 @@ Into the run's folder go config.yaml and metrics.json.
 def run(
     task: Annotated[str | None, typer.Option(help="images or sound.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder or file with the recordings.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="published, or for images tuned: numbers of the reservoir.")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help="published or tuned: numbers of the reservoir.")] = None,
     neurons: Annotated[int | None, typer.Option(help="Neurons, in place of the preset's.")] = None,
     device: Annotated[
         str | None, typer.Option(help="Where weights are from: gaussian, or a memory cell that is formed (rram-40nm).")

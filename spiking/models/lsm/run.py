@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +31,10 @@ PUBLISHED = {"images": {"software": 89.11, "hardware": 89.66}, "sound": {"softwa
 
 @dataclass(frozen=True)
 class Preset:
-    """Numbers of one reservoir; `field` 0: every neuron sees every input; `sparsity` 0: every neuron sees every neuron."""
+    """Numbers of one reservoir; recurrent weights are `recurrence` times those of `const`; `cochlea` hears wav files.
+
+    `field` 0: every neuron sees every input; `sparsity` 0: every neuron sees every neuron.
+    """
 
     neurons: int
     steps: int
@@ -44,6 +46,8 @@ class Preset:
     polarity: str = "on"
     field: int = 0
     sparsity: float = 0.0
+    recurrence: float = 1.0
+    cochlea: str = "cascade"
 
 
 PRESETS = {
@@ -53,13 +57,14 @@ PRESETS = {
     },
     "sound": {
         "published": Preset(200, 129, 0.97, 5.3, 0.08, 1),
+        "tuned": Preset(1000, 129, 0.9, 5.3, 0.3, 1, recurrence=0.5, cochlea="gammatone"),
     },
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of `spiking lsm run`. `data` "": simulated images, or a set of sound has to be named. `cell` "": no arrays.
+    """Settings of `spiking lsm run`. `data` "": simulated images or sound. `cell` "": no arrays.
 
     Errors: SpikingError naming the field that is out of range.
     """
@@ -148,14 +153,7 @@ def _images(recipe: Recipe) -> Recordings:
 
 def _sound(recipe: Recipe) -> Recordings:
     p = recipe.numbers
-    if not recipe.data:
-        raise SpikingError(
-            "Recipe.data: got no sound; expected a folder or zip file of spoken digits, or n-tidigits.hdf5. Name it."
-        )
-    path = Path(recipe.data)
-    is_hdf5 = path.suffix in (".hdf5", ".h5") or (path / "n-tidigits.hdf5").is_file()
-    kind: Any = datasets.NTIDIGITS if is_hdf5 else datasets.SpokenDigits
-    train, test = kind(path, train=True), kind(path, train=False)
+    train, test = datasets.open_sound(recipe.data or None, datasets.Cochlea(model=p.cochlea))
     labels = np.concatenate([train.labels, test.labels])
     n = len(train)
 
@@ -169,7 +167,7 @@ def _sound(recipe: Recipe) -> Recordings:
     what = f"{train.describe()} {test.describe()}"
     splits = [(np.arange(n), n + np.arange(len(test)))]
     shape = (1, 1, train.n_channels)
-    return Recordings(what, False, shape, len(train.classes), labels, splits, np.concatenate(bins), batches)
+    return Recordings(what, train.simulated, shape, len(train.classes), labels, splits, np.concatenate(bins), batches)
 
 
 def reservoir(recipe: Recipe, recordings: Recordings, seed: int, recurrent: bool = True) -> LiquidStateMachine:
@@ -185,6 +183,8 @@ def reservoir(recipe: Recipe, recordings: Recordings, seed: int, recurrent: bool
         sparsity=p.sparsity or None,
         recurrent=recurrent,
     )
+    if weights.w_rec is not None and p.recurrence != 1:
+        weights = weights._replace(w_rec=p.recurrence * weights.w_rec)
     if p.field:
         weights = weights._replace(w_in=weights.w_in * receptive_fields(*recordings.shape, n, p.field, seed))
     return LiquidStateMachine(
