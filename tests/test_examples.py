@@ -181,3 +181,25 @@ def test_diffusion_digits_trains_samples_and_compares(monkeypatch, capsys, tmp_p
         "ddim, 5 steps",
     ]
     assert (tmp_path / "runs/diffusion_digits/denoising.gif").read_bytes().startswith(b"GIF")
+
+
+def few_voices(monkeypatch, tmp_path):
+    from spiking.datasets import voices
+
+    monkeypatch.setenv("SPIKING_CACHE", str(tmp_path))
+    monkeypatch.setattr(voices, "SPEAKERS", {"train": 3, "test": 1})
+
+
+def test_train_ntidigits_runs_quickly_and_says_that_it_is_simulated(monkeypatch, capsys, tmp_path):
+    few_voices(monkeypatch, tmp_path)
+    out = run(monkeypatch, capsys, "train_ntidigits.py", "--quick")
+    assert "SIMULATED accuracy" in out
+    assert "delays: " in out
+    assert "SNN/ANN energy" in out
+
+
+def test_lsm_ntidigits_puts_counts_beside_the_reservoir(monkeypatch, capsys, tmp_path):
+    few_voices(monkeypatch, tmp_path)
+    out = run(monkeypatch, capsys, "lsm_ntidigits.py", "--quick")
+    assert "SIMULATED reservoir, ridge regression: accuracy" in out
+    assert "SIMULATED counts of events, ridge regression: accuracy" in out

@@ -22,7 +22,7 @@ RUN_HELP = """Measure a reservoir on recordings, beside the controls that it has
 
 --task images takes N-MNIST (a folder or archive; SIMULATED recordings without --data), cross-validated over five folds; --task sound \
 takes spoken digits as wav files (a folder or zip file of <digit>_<speaker>_<take>.wav, heard through a simulated cochlea; the speaker \
-yweweler is the test set) or n-tidigits.hdf5. Nothing is downloaded.
+yweweler is the test set), n-tidigits.hdf5 or SHD's files; SIMULATED digits without --data. Nothing is downloaded.
 
 Examples:
 
@@ -52,7 +52,7 @@ def run(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="published, or for images tuned: numbers of the reservoir. How projections are trained with --zero-shot."
+            help="published or tuned: numbers of the reservoir. How projections are trained with --zero-shot."
         ),
     ] = None,
     neurons: Annotated[int | None, typer.Option(help="Neurons, in place of the preset's.")] = None,

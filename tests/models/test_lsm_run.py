@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from spiking.cli.main import app
 from spiking.errors import SpikingError
 from spiking.models.lsm import pairing
-from spiking.models.lsm.run import PRESETS, Recipe, instances, open_recordings, reservoir, run
+from spiking.models.lsm.run import PRESETS, Recipe, Recordings, instances, open_recordings, reservoir, run
 from spiking.models.lsm.weights import receptive_fields
 
 
@@ -126,13 +126,33 @@ def test_simulated_recordings_say_so(tmp_path, monkeypatch):
     assert "SIMULATED reservoir: " in told.output
 
 
+def test_sound_is_simulated_where_there_is_none(tmp_path, monkeypatch):
+    from spiking.datasets import voices
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPIKING_CACHE", str(tmp_path))
+    monkeypatch.setattr(voices, "SPEAKERS", {"train": 2, "test": 1})
+    told = CliRunner().invoke(
+        app, ["lsm", "run", "--task", "sound", "--preset", "tuned", "--seeds", "1", "--neurons", "40"]
+    )
+    assert told.exit_code == 0, told.output
+    assert "SIMULATED reservoir: " in told.output
+
+
+def test_recurrent_weights_are_scaled():
+    recipe = Recipe(task="sound", preset="tuned", neurons=30)
+    found = Recordings("", True, (1, 1, 8), 10, np.zeros(0), [], np.zeros(0), lambda: iter(()))
+    tuned, plain = (reservoir(replace(recipe, preset=p), found, 0) for p in ("tuned", "published"))
+    assert tuned.w_rec.std() / plain.w_rec.std() == pytest.approx(0.5 * 0.3 / 0.08, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--task", "smell"], "--task: got 'smell'; expected images or sound"),
         (["--seeds", "0"], "--seeds: got 0; expected 1 or more"),
+        (["--task", "sound", "--data", "nowhere"], "nowhere: no such file or folder"),
         (["--data", "nowhere"], "nowhere: no such file or folder"),
-        (["--task", "sound", "--preset", "tuned"], "--preset: got 'tuned'; expected published or zero-shot"),
         (["--preset", "best"], "--preset: got 'best'; expected published or zero-shot or tuned"),
         (["--sound", "x"], "--sound: got 'x'; expected it only with --zero-shot"),
         (["--zero-shot", "--task", "sound"], "--task: got 'sound'; expected none of it with --zero-shot"),

@@ -31,7 +31,10 @@ PUBLISHED = {"images": {"software": 89.11, "hardware": 89.66}, "sound": {"softwa
 
 @dataclass(frozen=True)
 class Preset:
-    """Numbers of one reservoir; `field` 0: every neuron sees every input; `sparsity` 0: every neuron sees every neuron."""
+    """Numbers of one reservoir; recurrent weights are `recurrence` times those of `const`; `cochlea` hears wav files.
+
+    `field` 0: every neuron sees every input; `sparsity` 0: every neuron sees every neuron.
+    """
 
     neurons: int
     steps: int
@@ -43,6 +46,8 @@ class Preset:
     polarity: str = "on"
     field: int = 0
     sparsity: float = 0.0
+    recurrence: float = 1.0
+    cochlea: str = "cascade"
 
 
 PRESETS = {
@@ -54,13 +59,14 @@ PRESETS = {
     "sound": {
         "published": Preset(200, 129, 0.97, 5.3, 0.08, 1),
         "zero-shot": Preset(200, 129, 0.97, 5.3, 0.1, 1),
+        "tuned": Preset(1000, 129, 0.9, 5.3, 0.3, 1, recurrence=0.5, cochlea="gammatone"),
     },
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of `spiking lsm run`. `data` "": simulated recordings. `cell` "": no arrays.
+    """Settings of `spiking lsm run`. `data` "": simulated images or sound. `cell` "": no arrays.
 
     Errors: SpikingError naming the field that is out of range.
     """
@@ -149,7 +155,7 @@ def _images(recipe: Recipe) -> Recordings:
 
 def _sound(recipe: Recipe) -> Recordings:
     p = recipe.numbers
-    train, test = datasets.open_sound(recipe.data or None)
+    train, test = datasets.open_sound(recipe.data or None, datasets.Cochlea(model=p.cochlea))
     labels = np.concatenate([train.labels, test.labels])
     n = len(train)
 
@@ -180,6 +186,8 @@ def reservoir(recipe: Recipe, recordings: Recordings, seed: int, recurrent: bool
         sparsity=p.sparsity or None,
         recurrent=recurrent,
     )
+    if weights.w_rec is not None and p.recurrence != 1:
+        weights = weights._replace(w_rec=p.recurrence * weights.w_rec)
     if p.field:
         weights = weights._replace(w_in=weights.w_in * receptive_fields(*recordings.shape, n, p.field, seed))
     return LiquidStateMachine(

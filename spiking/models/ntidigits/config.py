@@ -69,7 +69,7 @@ class FrameConfig:
     time: str = "recording"
     span: float = 0.9
     bin_ms: float = 10.0
-    counts: str = "clip"
+    counts: str = "root"
     stretch: float = 0.2
     late: float = 3.0
     shift: float = 3.0
