@@ -44,9 +44,10 @@ def test_golden_sampling(golden):
         assert_close(p, torch.tensor(file[f"ref_probs{i}"]), rtol=1e-5, atol=1e-7)
 
 
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=20, unique=True), st.floats(0.1, 3), st.integers(1, 20))
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=20, unique=True), st.floats(0.1, 3), st.integers(1, 20))
 @settings(deadline=None, max_examples=50)
 def test_sampling_keeps_its_limits(logits, temperature, top_k):
+    logits = [value / 10 for value in logits]
     found = next_token_probabilities(torch.tensor(logits), temperature=temperature, top_k=top_k, ban=[0])
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)
     assert found[0] == 0
@@ -175,7 +176,7 @@ def test_parts_of_a_step_add_up_to_it():
 
 
 def test_a_penalty_quietens_the_neurons():
-    rates = [np.mean(list(fit(steps=80, rate_weight=weight)[1][0]["rates"].values())) for weight in (0.0, 30.0)]
+    rates = [np.mean(list(fit(steps=40, rate_weight=weight)[1][0]["rates"].values())) for weight in (0.0, 30.0)]
     assert rates[1] < 0.8 * rates[0]
 
 
