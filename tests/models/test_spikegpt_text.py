@@ -139,6 +139,7 @@ def test_random_windows_depend_on_seed_and_epoch_only():
     assert torch.equal(x[:, 1:], y[:, :-1])
 
 
+@torch.no_grad()
 def test_every_target_counts_once_however_it_is_scored():
     lm = small().double()
     tokens = np.random.default_rng(0).integers(11, size=200)
