@@ -281,8 +281,8 @@ def open_corpus(source: str | Path = "", tokenizer: str | Tokenizer = "character
     True
     """
     given: str | Tokenizer = tokenizer
-    if isinstance(given, str):
-        given = {"bytes": ByteTokenizer(), "characters": "characters"}.get(given) or load_tokenizer(given)
+    if isinstance(given, str) and given != "characters":
+        given = ByteTokenizer() if given == "bytes" else load_tokenizer(given)
     path = Path(source) if str(source) else None
     if path is not None and path.suffix == ".npy":
         if isinstance(given, str):

@@ -276,6 +276,10 @@ class Trainer:
                 while place.epoch < self.config.epochs:
                     self._epoch(train, steps, received)
                     self._finish_epoch(validation)
+        except SpikingError as err:
+            if self.checkpoint_path is None or not self.checkpoint_path.exists():
+                raise
+            raise SpikingError(f"{err} The last good state is in {self.checkpoint_path}.") from err
         finally:
             self.display.close()
         for tracker in self.accelerator.trackers:  # end_training would also part the ranks, which evaluate together

@@ -44,9 +44,10 @@ def test_golden_sampling(golden):
         assert_close(p, torch.tensor(file[f"ref_probs{i}"]), rtol=1e-5, atol=1e-7)
 
 
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=20, unique=True), st.floats(0.1, 3), st.integers(1, 20))
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=20, unique=True), st.floats(0.1, 3), st.integers(1, 20))
 @settings(deadline=None, max_examples=50)
 def test_sampling_keeps_its_limits(logits, temperature, top_k):
+    logits = [value / 10 for value in logits]
     found = next_token_probabilities(torch.tensor(logits), temperature=temperature, top_k=top_k, ban=[0])
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)
     assert found[0] == 0
@@ -138,6 +139,7 @@ def test_random_windows_depend_on_seed_and_epoch_only():
     assert torch.equal(x[:, 1:], y[:, :-1])
 
 
+@torch.no_grad()
 def test_every_target_counts_once_however_it_is_scored():
     lm = small().double()
     tokens = np.random.default_rng(0).integers(11, size=200)
@@ -175,7 +177,7 @@ def test_parts_of_a_step_add_up_to_it():
 
 
 def test_a_penalty_quietens_the_neurons():
-    rates = [np.mean(list(fit(steps=80, rate_weight=weight)[1][0]["rates"].values())) for weight in (0.0, 30.0)]
+    rates = [np.mean(list(fit(steps=40, rate_weight=weight)[1][0]["rates"].values())) for weight in (0.0, 30.0)]
     assert rates[1] < 0.8 * rates[0]
 
 
@@ -203,13 +205,20 @@ def test_the_shipped_model_is_small_fires_and_predicts_its_text(shared):
     folder = Path(__import__("spiking.models.spikegpt", fromlist=["x"]).__file__).parent / "pretrained"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_000_000
     lm = SpikeGPT.pretrained()
-    text = (shared / "data" / "text" / "tinyshakespeare.txt").read_text()[-20_000:]
+    text = (shared / "data" / "text" / "tinyshakespeare.txt").read_text()[-111_540:][:10_000]
     rates = {}
+
+    def keep(name):
+        def read(layer, given, output):
+            rates[name] = float(output[0].mean())
+
+        return read
+
     for name, layer in lm.named_modules():
         if re.fullmatch(r"blocks\.\d\.lif\d", name):
-            layer.register_forward_hook(lambda m, i, out, name=name: rates.setdefault(name, float(out[0].mean())))
+            layer.register_forward_hook(keep(name))
     found = score(lm, lm.tokenizer.encode(text), text[1:])
-    assert found.nats / found.tokens < 1.75
+    assert found.nats / found.tokens == pytest.approx(1.528, abs=0.005)  # the whole tenth: 1.640
     assert len(rates) == 2 * lm.config.n_layer
     assert all(0.05 < rate < 0.4 for rate in rates.values())
     assert (folder / "README.md").read_text().count("tiny Shakespeare") >= 1

@@ -105,9 +105,9 @@ class Writer(Iterator[int]):
         self._how: dict[str, Any] = {
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "order": order, "ban": tuple(ban)
         }  # fmt: skip
-        next_token_probabilities(torch.zeros(model.config.vocab_size), **self._how)  # refuses before anything is read
         if any(not 0 <= token < model.config.vocab_size for token in ban):
             raise SpikingError(f"ban: got {list(ban)}; expected tokens 0 to {model.config.vocab_size - 1}.")
+        next_token_probabilities(torch.zeros(model.config.vocab_size), **self._how)  # refuses before anything is read
         self._generator = torch.Generator()
         self._generator.manual_seed(torch.seed() if seed is None else seed)
         tokens = ([] if last is None else [last]) + [int(token) for token in prompt]

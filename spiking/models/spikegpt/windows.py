@@ -135,7 +135,8 @@ def score(model: SpikeGPT, tokens: np.ndarray, text: str, *, window: int = 0, st
         part = torch.from_numpy(np.asarray(tokens[begin : end + 1], dtype=np.int64)).to(device)
         logits, state = model(part[None, :-1], None if window else state)
         counted = end - first
-        nats += float(tf.cross_entropy(logits[0, -counted:].float(), part[-counted:], reduction="sum"))
+        exact = logits[0, -counted:].to(torch.promote_types(logits.dtype, torch.float32))
+        nats += float(tf.cross_entropy(exact, part[-counted:], reduction="sum"))
     protocol = "state carried through the text" if not window else f"windows of {window}, the last {stride} counted"
     return Score(nats, n, len(text), len(text.encode()), protocol)
 
