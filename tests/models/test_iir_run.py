@@ -82,7 +82,7 @@ def test_a_network_that_no_chip_holds_is_reported_without_it(tmp_path):
     said = []
     display = Display()
     display.message = said.append
-    data, stage = SimpleNamespace(calibration=images, kind="mnist"), SimpleNamespace(timesteps=1, test=None)
+    data, stage = SimpleNamespace(calibration=images, name="mnist"), SimpleNamespace(timesteps=1, test=None)
     path = _report(network, data, tmp_path, stage, display)
     assert re.search(r"not in the report: place: the network needs \d+ cores and loihi has 128", "\n".join(said))
     document = json.loads(Path(path).with_suffix(".json").read_text())
@@ -108,6 +108,12 @@ def test_residual_networks_and_batch_norms(folder, tmp_path, options):
     assert found["unretrained"] == []
     assert [stage["timesteps"] for stage in found["starts"]["short"]["stages"]] == [2, 1]
     assert SpikingResNet.from_pretrained(tmp_path / "model").timesteps == 1
+
+
+def test_a_set_is_called_by_its_name_although_its_files_look_like_mnists(folder, tmp_path):
+    (tmp_path / "fashion-mnist").symlink_to(folder)
+    assert open_images(replace(small(folder), data="fashion", root=str(tmp_path))).name == "fashion"
+    assert open_images(small(folder)).name == "mnist"
 
 
 def test_the_seed_decides_and_test_images_stay_apart(folder):

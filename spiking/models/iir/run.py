@@ -190,7 +190,7 @@ class Data(NamedTuple):
     calibration: Tensor
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
-    kind: str
+    name: str
 
 
 def open_images(recipe: Recipe) -> Data:
@@ -253,7 +253,7 @@ def split(recipe: Recipe, train: Images, test: Images, place: str = "images") ->
         calibration[0],
         (channels, side, side),
         train.classes,
-        train.kind,
+        recipe.data if recipe.data in FOLDERS else train.kind,
     )
 
 
@@ -332,7 +332,7 @@ def run(
     data = data or open_images(recipe)
     ann = build(recipe, data.shape, len(data.classes))
     display.message(
-        f"{data.kind}: {len(data.train)} images to train on, {len(data.validation)} to choose, {len(data.test)} to test"
+        f"{data.name}: {len(data.train)} images to train on, {len(data.validation)} to choose, {len(data.test)} to test"
     )
     trainer = train_ann(ann, recipe, data, out / "ann", resume, display)
     accuracy = _tested(trainer, data.test)
@@ -457,7 +457,7 @@ def _save_model(network: nn.Module, recipe: Recipe, data: Data, out: Path, stage
         model_card_kwargs={
             "title": f"Image classifier of {stage.timesteps} time step{'s' * (stage.timesteps != 1)}",
             "class_name": type(twin).__name__,
-            "trained_on": f"{len(data.train)} images, {data.kind}.",
+            "trained_on": f"{len(data.train)} images, {data.name}.",
             "results": f"Accuracy on the test images: {stage.test}.",
         },
     )
@@ -476,7 +476,7 @@ def _report(network: nn.Module, data: Data, out: Path, stage: StageReport, displ
         except SpikingError as err:  # a wide network is too large for a chip, which must not cost the run
             display.message(f"not in the report: {err}")
     hw_models.report(
-        estimates, out / "report.html", title=f"{data.kind}, T={stage.timesteps}", facts={"Accuracy": str(stage.test)}
+        estimates, out / "report.html", title=f"{data.name}, T={stage.timesteps}", facts={"Accuracy": str(stage.test)}
     )
     return str(out / "report.html")
 
@@ -486,7 +486,7 @@ def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
 
     return {
         "recipe": asdict(recipe),
-        "images": data.kind,
+        "images": data.name,
         "n_train": len(data.train),
         "n_validation": len(data.validation),
         "n_test": len(data.test),
