@@ -202,3 +202,39 @@ def test_lsm_ntidigits_puts_counts_beside_the_reservoir(monkeypatch, capsys, tmp
     out = run(monkeypatch, capsys, "lsm_ntidigits.py", "--quick")
     assert "SIMULATED reservoir, ridge regression: accuracy" in out
     assert "SIMULATED counts of events, ridge regression: accuracy" in out
+
+
+@pytest.mark.parametrize("changes", [{}, {"placement": "pre"}, {"placement": "pre", "activation": "spike"}])
+def test_spikegpt_energy_prices_every_product_of_the_blocks_once(monkeypatch, changes):
+    from spiking import functional as F
+    from spiking.models import SpikeGPT, SpikeGPTConfig
+
+    example = runpy.run_path(str(EXAMPLES / "spikegpt_energy.py"))
+    torch.manual_seed(0)
+    lm = SpikeGPT(SpikeGPTConfig(vocab_size=32, n_layer=2, n_embd=32, dropout=0.0, **changes))
+    expected = example["products"](lm.config, example["measured"](lm, 40))
+    energy = 0.0
+
+    def price(x, outputs):
+        nonlocal energy
+        binary = bool(((x == 0) | (x == 1)).all())
+        energy += x.count_nonzero().item() * outputs * (example["E_AC"] if binary else example["E_MAC"])
+
+    real = F.event_linear
+    monkeypatch.setattr(F, "event_linear", lambda x, weight: (price(x, len(weight)), real(x, weight))[1])
+    for block in lm.blocks:
+        for layer in (*block.att.children(), *block.ffn.children()):
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_pre_hook(lambda module, given: price(given[0], module.out_features))
+    tokens = torch.randint(32, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        lm.eval()(tokens)
+    # The step before the first is empty: one of 40 operands of each second product of mixed spikes.
+    assert energy / tokens.numel() == pytest.approx(expected, rel=1 / 40)
+
+
+def test_spikegpt_energy_saves_what_binary_operands_promise(monkeypatch, capsys):
+    out = run(monkeypatch, capsys, "spikegpt_energy.py", "--quick", "--rate", "0.27")
+    savings = [line.split("│")[5].strip() for line in out.splitlines() if "×" in line]
+    assert savings[2] == "6.3×"
+    assert "equal GPT" in out

@@ -67,40 +67,56 @@ SPIKING_FN f16 narrow_f16(float f) {                     // round to nearest eve
     return f16{u16(sign | value)};
 }
 
-// exp to about 1 ulp (float) and 1e-15 (double), the same operations on every machine; x must lie in [-87, 88] ([-700, 700]).
-SPIKING_FN float exponential_within(float x) {
-    const float shifted = x * 1.44269504088896341f + 12582912.0f;        // 1.5·2^23: rounds to an integer
-    const float k = shifted - 12582912.0f;
-    const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * bits<float>((bits<u32>(shifted) + 127u) << 23);           // the low bits of `shifted` hold k
+// 2^k, where the low bits of `shifted` hold k; 0 for the least k that a float (double) has an exponent for, -127 (-1023).
+SPIKING_FN float power_of_two(float shifted) { return bits<float>((bits<u32>(shifted) + 127u) << 23); }
+SPIKING_FN double power_of_two(double shifted) { return bits<double>((bits<u64>(shifted) + 1023ull) << 52); }
+
+// exp to about 1 ulp (float) and 1e-15 (double), the same operations on every machine and for a vector (cpu/lanes.h); x must lie in
+// [-87, 88] ([-700, 700]).
+template <class T>
+SPIKING_FN T exponential_of_floats(T x) {    const T shifted = x * T(1.44269504088896341f) + T(12582912.0f);      // 1.5·2^23: rounds to an integer
+    const T k = shifted - T(12582912.0f);
+    const T r = (x - k * T(0.693359375f)) - k * T(-2.12194440e-4f);
+    T p = T(1.9875691500e-4f);
+    p = p * r + T(1.3981999507e-3f);
+    p = p * r + T(8.3334519073e-3f);
+    p = p * r + T(4.1665795894e-2f);
+    p = p * r + T(1.6666665459e-1f);
+    p = p * r + T(5.0000001201e-1f);
+    p = p * r * r + r + T(1.0f);
+    return p * power_of_two(shifted);
 }
 
-SPIKING_FN double exponential_within(double x) {
-    const double shifted = x * 1.4426950408889634074 + 6755399441055744.0;
-    const double k = shifted - 6755399441055744.0;
-    const double r = (x - k * 6.93145751953125e-1) - k * 1.42860682030941723212e-6;
-    double p = 1.0 / 6227020800.0;
-    p = p * r + 1.0 / 479001600.0;
-    p = p * r + 1.0 / 39916800.0;
-    p = p * r + 1.0 / 3628800.0;
-    p = p * r + 1.0 / 362880.0;
-    p = p * r + 1.0 / 40320.0;
-    p = p * r + 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r * r + r + 1.0;
-    return p * bits<double>((bits<u64>(shifted) + 1023ull) << 52);
+template <class T>
+SPIKING_FN T exponential_of_doubles(T x) {
+    const T shifted = x * T(1.4426950408889634074) + T(6755399441055744.0);
+    const T k = shifted - T(6755399441055744.0);
+    const T r = (x - k * T(6.93145751953125e-1)) - k * T(1.42860682030941723212e-6);
+    T p = T(1.0 / 6227020800.0);
+    p = p * r + T(1.0 / 479001600.0);
+    p = p * r + T(1.0 / 39916800.0);
+    p = p * r + T(1.0 / 3628800.0);
+    p = p * r + T(1.0 / 362880.0);
+    p = p * r + T(1.0 / 40320.0);
+    p = p * r + T(1.0 / 5040.0);
+    p = p * r + T(1.0 / 720.0);
+    p = p * r + T(1.0 / 120.0);
+    p = p * r + T(1.0 / 24.0);
+    p = p * r + T(1.0 / 6.0);
+    p = p * r + T(0.5);
+    p = p * r * r + r + T(1.0);
+    return p * power_of_two(shifted);
 }
+
+// T holds numbers of E, one or several.
+template <class E, class T>
+SPIKING_FN T exponential_of(T x) {
+    if constexpr (sizeof(E) == 8) return exponential_of_doubles(x);
+    else return exponential_of_floats(x);
+}
+
+SPIKING_FN float exponential_within(float x) { return exponential_of_floats(x); }
+SPIKING_FN double exponential_within(double x) { return exponential_of_doubles(x); }
 
 // For every x: held at the ends of that range.
 SPIKING_FN float exponential(float x) {
