@@ -177,10 +177,14 @@ def feature_sets(images: ImageSet, pad: int = 0, seeds: int = 3) -> list[Feature
     """Classifiers of a set, one a seed, whose features images are compared by. Errors: SpikingError for a set without labels."""
     if not images.classes:
         raise SpikingError(f"feature_sets: got {images.name}, which has no labels; expected a set with classes.")
-    parts = []
-    for part, labels in ((images.train, images.train_labels), (images.test, images.test_labels)):
-        parts += [DiffusionBatches(part, labels, pad=pad).batch(np.arange(len(part)), None)[0][0], labels]
-    return [train_features(*parts, classes=images.classes, name=images.name, seed=seed) for seed in range(seeds)]
+    shown, test = (
+        DiffusionBatches(part, labels, pad=pad).batch(np.arange(len(part)), None)[0][0]
+        for part, labels in ((images.train, images.train_labels), (images.test, images.test_labels))
+    )
+    return [
+        train_features(shown, images.train_labels, test, images.test_labels, images.classes, images.name, seed)
+        for seed in range(seeds)
+    ]
 
 
 def gaussian_fit(images: Tensor, n: int, seed: int = 0) -> Tensor:
