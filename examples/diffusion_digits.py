@@ -26,7 +26,9 @@ arguments = parser.parse_args()
 recipe = Recipe()
 recipe = replace(recipe, train=replace(recipe.train, epochs=arguments.epochs))
 if arguments.quick:
-    recipe = replace(recipe, channels=4, timesteps=2, steps=5, train=replace(recipe.train, epochs=2, warmup_epochs=0))
+    recipe = replace(
+        recipe, channels=4, timesteps=2, steps=5, gamma_pairs=16, train=replace(recipe.train, epochs=2, warmup_epochs=0)
+    )
 metrics = run(recipe, arguments.out, resume=(arguments.out / "checkpoint.safetensors").is_file())
 print(f"{metrics['parameters']:,} parameters, test loss {metrics['test_loss']:.3f}; samples: {metrics['samples']}")
 

@@ -98,8 +98,8 @@ class FileImages:
         from PIL import Image, UnidentifiedImageError
 
         try:
-            with Image.open(file) as picture:
-                picture = picture.convert("L" if picture.mode in ("1", "L", "I;16", "I") else "RGB")
+            with Image.open(file) as opened:
+                picture: Image.Image = opened.convert("L" if opened.mode in ("1", "L", "I;16", "I") else "RGB")
                 if self.side:
                     edge = min(*picture.size, self.crop or max(picture.size))
                     left, top = (picture.size[0] - edge) // 2, (picture.size[1] - edge) // 2

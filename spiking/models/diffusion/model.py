@@ -169,7 +169,8 @@ class SpikingDiffusion(
         updates = {
             (t, s): self.schedule.update(sampler, t, s, eta, float(self.gamma[t])) for t, s in itertools.pairwise(path)
         }
-        was, images, trajectory = self.training, [], {}
+        was, images = self.training, []
+        trajectory: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self.eval()
         shape = (self.config.unet.image_channels, height, width)
         for first in range(0, n, batch_size):

@@ -41,6 +41,7 @@ class Recipe:
     `data`, `root`, `side`, `crop`: see `data.open_images`; `pad` surrounds images, `flip` mirrors at random. `multipliers` is text
     such as "1,2,2,4". `conditional` learns labels. `temporal_epochs` above 0 trains weights for each time step afterwards, at
     `temporal_lr`. A grid of samples is drawn every `grid_epochs` epochs (0: never).
+    `gamma_pairs`: images and noise, for each of 50 noise steps, that "analytic" sampling is prepared with.
     """
 
     data: str = "digits"
@@ -64,6 +65,7 @@ class Recipe:
     grid_epochs: int = 20
     sampler: str = "analytic"
     steps: int = 50
+    gamma_pairs: int = 1000
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             epochs=160, batch_size=64, lr=2e-3, weight_decay=0.0, warmup_epochs=5.0, clip_norm=1.0, ema_decay=0.995
@@ -74,6 +76,8 @@ class Recipe:
         for name in ("side", "crop", "pad", "temporal_epochs", "grid_epochs"):
             if getattr(self, name) < 0:
                 raise SpikingError(f"Recipe.{name}: got {getattr(self, name)}; expected at least 0.")
+        if self.gamma_pairs < 1:
+            raise SpikingError(f"Recipe.gamma_pairs: got {self.gamma_pairs}; expected at least 1.")
         if not (self.temporal_lr > 0 and math.isfinite(self.temporal_lr)):
             raise SpikingError(f"Recipe.temporal_lr: got {self.temporal_lr}; expected a number above 0.")
         self.levels()
@@ -164,7 +168,7 @@ def run(
         metrics["test_loss_temporal"] = fit(model, second, out / "temporal", schedule=constant_rate).evaluate(test).loss
     model.cpu()
     chosen = np.arange(min(len(train), MEASURED))
-    model.estimate_gamma(train.batch(chosen, None)[0][0], seed=recipe.train.seed)
+    model.estimate_gamma(train.batch(chosen, None)[0][0], pairs=recipe.gamma_pairs, seed=recipe.train.seed)
     model.save_pretrained(out / "model")
     samples = model.sample(100, size, sampler=recipe.sampler, steps=recipe.steps, seed=recipe.train.seed)
     save_grid(samples.images, out / "samples.png")
@@ -177,10 +181,14 @@ def feature_sets(images: ImageSet, pad: int = 0, seeds: int = 3) -> list[Feature
     """Classifiers of a set, one a seed, whose features images are compared by. Errors: SpikingError for a set without labels."""
     if not images.classes:
         raise SpikingError(f"feature_sets: got {images.name}, which has no labels; expected a set with classes.")
-    parts = []
-    for part, labels in ((images.train, images.train_labels), (images.test, images.test_labels)):
-        parts += [DiffusionBatches(part, labels, pad=pad).batch(np.arange(len(part)), None)[0][0], labels]
-    return [train_features(*parts, classes=images.classes, name=images.name, seed=seed) for seed in range(seeds)]
+    shown, test = (
+        DiffusionBatches(part, labels, pad=pad).batch(np.arange(len(part)), None)[0][0]
+        for part, labels in ((images.train, images.train_labels), (images.test, images.test_labels))
+    )
+    return [
+        train_features(shown, images.train_labels, test, images.test_labels, images.classes, images.name, seed)
+        for seed in range(seeds)
+    ]
 
 
 def gaussian_fit(images: Tensor, n: int, seed: int = 0) -> Tensor:
