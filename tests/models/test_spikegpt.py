@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+import spiking
 from spiking import SpikingError
 from spiking.models.spikegpt import Block, SpikeGPT, SpikeGPTConfig, language_loss
 from spiking.models.spikegpt.model import STATE_ROWS
@@ -249,17 +250,37 @@ def test_the_published_start_is_silent():
     assert max(rates(lm.eval(), torch.randint(256, (4, 64)))) < 1e-3
 
 
-def test_operands_of_the_binary_variant_are_spikes(monkeypatch):
-    from spiking import functional as F
+def test_operands_of_the_binary_variant_are_spikes_and_every_product_is_recorded():
+    lm, seen = small("binary").eval(), {}
+    tokens = torch.randint(13, (2, 10))
 
-    lm, seen = small("binary"), []
-    real = F.event_linear
-    monkeypatch.setattr(F, "event_linear", lambda x, weight: (seen.append(x), real(x, weight))[1])
-    for block in lm.blocks:
-        block.ffn.value.register_forward_pre_hook(lambda m, given: seen.append(given[0]))
-    lm(torch.randint(13, (2, 10)))
-    assert len(seen) == 3 * (3 * 2 + 2 * 2 + 1)
-    assert all(set(x.unique().tolist()) <= {0.0, 1.0} for x in seen)
+    def note(name):
+        def hook(layer, given):
+            operations = given[0].count_nonzero(2).sum(1) * layer.out_features
+            seen.setdefault(name, []).append((operations.tolist(), set(given[0].unique().tolist()) <= {0.0, 1.0}))
+
+        return hook
+
+    products = {name: layer for name, layer in lm.named_modules() if isinstance(layer, torch.nn.Linear)}
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in products.items()]
+    with torch.no_grad():
+        lm(tokens)
+        for hook in hooks:
+            hook.remove()
+        with spiking.record(lm, steps=10) as trace:
+            lm(tokens)
+    rows = {row.name: row for row in trace.layers if row.kind == "linear"}
+    assert len(rows) == 3 * (3 * 2 + 2 * 2 + 2) + 1
+    for name, calls in seen.items():
+        for call, (operations, binary) in enumerate(calls):
+            row = rows[name if call == 0 else f"{name}#{call + 1}"]
+            if name == "head" or name.endswith("att.output"):
+                assert row.operand_class == "analogue"
+                continue
+            assert binary
+            assert row.operand_class == "binary"
+            assert row.ac.tolist() == operations
+            assert not row.mac.any()
 
 
 def test_it_learns_a_hundred_characters_by_heart():
