@@ -1,9 +1,10 @@
 """Make the pictures of README and docs: python docs/images/make.py [RUN]
 
 report.png is the top of the report of a finished run (runs/nmnist-1, say) as a browser shows it, and is made where RUN is given;
-membrane.png, surrogates.png, frames.png and cells.png need the library only.
+membrane.png, surrogates.png, frames.png, cells.png and digits_diffusion.png need the library only.
 event_conv.png and event_linear.png (and .svg) are what spiking bench draws with --figure: timed anew each time, so made on an idle machine.
 device_noise.png is what examples/device_noise.py draws of real recordings.
+spikegpt_shakespeare.png is what examples/spikegpt_shakespeare.py draws of tiny Shakespeare.
 """
 
 import shutil
@@ -20,6 +21,8 @@ from spiking.hw_models.wires import Wires, effective_matrix
 import spiking
 from spiking import datasets, hw_models, plot, surrogate
 from spiking.errors import SpikingError
+from spiking.models import SpikingDiffusion
+from spiking.models.diffusion.run import save_grid
 
 HERE = Path(__file__).parent
 DPI = 110
@@ -121,10 +124,15 @@ def event_linear(picture: Path) -> None:
     run.draw(run.run([picture.stem])["rows"], str(picture.parent))
 
 
+def digits_diffusion(picture: Path) -> None:
+    """64 digits of the model that ships."""
+    save_grid(SpikingDiffusion.pretrained().sample(64, 8, seed=0).images, picture)
+
+
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise SystemExit(__doc__)
-    for make in (membrane, surrogates, frames, cells, event_conv, event_linear):
+    for make in (membrane, surrogates, frames, cells, digits_diffusion, event_conv, event_linear):
         make(HERE / f"{make.__name__}.png")
     if arguments:
         report(Path(arguments[0]) / "report.html", HERE / "report.png")

@@ -29,7 +29,7 @@ def test_frechet_closed_form_and_singular_covariances():
 def test_sliced_wasserstein():
     g = np.random.default_rng(1)
     a = g.standard_normal((500, 1, 4, 4))
-    assert metrics.sliced_wasserstein(a, a[::-1]) == 0
+    assert metrics.sliced_wasserstein(a, a[::-1]) < 1e-15  # sums in another order
     assert metrics.sliced_wasserstein(a, a + 1) == pytest.approx(1, rel=0.2)  # a direction sees a shift of about 1
     assert metrics.sliced_wasserstein(a, g.standard_normal((300, 1, 4, 4))) < 0.3
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -153,8 +154,9 @@ def test_killed_at_a_random_step_and_resumed_to_the_same_bits(tmp_path):
     run(recipe, tmp_path / "whole", display=Display())
     (tmp_path / "c.yaml").write_text(to_yaml(recipe))
     arguments = ["train", "--config", "c.yaml", "--out", "cut"]
+    command = [sys.executable, "-P", "-c", "from spiking.cli.main import run; run()", "diffusion", *arguments]
     process = subprocess.Popen(
-        ["spiking", "diffusion", *arguments], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     checkpoint = tmp_path / "cut" / "checkpoint.safetensors"

@@ -49,8 +49,8 @@ class Interval(NamedTuple):
 def interval(values: Sequence[float]) -> Interval:
     """The mean of one value a seed, with its 95 % interval.
 
-    >>> interval([1.0, 2.0, 3.0])[:2]
-    (2.0, -0.48413771175032995)
+    >>> print(interval([1.0, 2.0, 3.0]))
+    2 (-0.484 … 4.48, 3 seeds)
     """
     n, mean = len(values), float(np.mean(values))
     half = 0.0 if n < 2 else float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
