@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_sources import pretend_cuda
 from spiking.cuda_kernels.cuda import compile
 
 HOST = Path(__file__).parent / "host"
@@ -59,3 +60,20 @@ def launch_on_host():
         assert kernels[plan.expression](plan.blocks, plan.threads, plan.shared, addresses) == 0
 
     return run
+
+
+@pytest.fixture
+def run_on_host(launch_on_host, monkeypatch):
+    """kernels -> the list of launches, which from now on run here, with these compiled host functions."""
+
+    def begin(kernels):
+        launched = []
+
+        def run(plan, device):
+            launch_on_host(kernels, plan)
+            launched.append(plan)
+
+        pretend_cuda(monkeypatch, run)
+        return launched
+
+    return begin

@@ -4,7 +4,6 @@ host/cuda_on_cpu.h runs neuron.cu block by block and thread by thread; the launc
 would make. Tests marked `gpu` make them for real.
 """
 
-import importlib.util
 import math
 import re
 import sys
@@ -13,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from spiking.cuda_kernels import backend, memory, ops, reference
-from spiking.cuda_kernels.backend import Choice
+from cuda_sources import assert_compiles, assert_table_is_the_kernel_s, needs_nvrtc, on_gpu, pretend_cuda
+from spiking.cuda_kernels import ops, reference
 from spiking.cuda_kernels.cuda import compile, launch
 from spiking.cuda_kernels.reference import Rule
 
@@ -23,7 +22,6 @@ from spiking import surrogate
 from spiking.errors import SpikingError
 
 PACKAGE = Path(compile.__file__).parent.parent
-SOURCE = (PACKAGE / "cuda" / "neuron.cu").read_text()
 
 ADAPTIVE = {"kind": "adaptive", "beta_adapt": 0.8, "adapt_scale": 0.7}
 RULES = {
@@ -58,10 +56,6 @@ SHAPES = {
 
 # --- compiled without a driver -------------------------------------------------------------------------------------------------------
 
-needs_nvrtc = pytest.mark.skipif(
-    compile.nvrtc_version() is None, reason="NVRTC was not found (pip install nvidia-cuda-nvrtc)"
-)
-
 
 def _plan(kind="lif", flags=(0,) * 6, save=1, dtype=0, params=1, reset=0, surrogate_id=0, wide=True):
     """The name expressions of one forward and one backward launch."""
@@ -90,22 +84,13 @@ REPRESENTATIVE = {
     "recompute-double": _plan("adaptive", dtype=1, save=3),
     "recompute-all": _plan(flags=ALL, save=3, surrogate_id=5),
 }
-MOST_REGISTERS = {"float": 96, "double": 128}  # of 65 536 in a processor: five and four blocks of 128 threads
 
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 def test_kernels_compile_without_spills_and_within_registers(architecture):
     expressions = list(dict.fromkeys(e for plan in REPRESENTATIVE.values() for e in plan))
-    code, symbols, log = compile.build(expressions, f"sm_{architecture}", ["--ptxas-options=-v"])
-    assert code[:4] == b"\x7fELF"
-    assert len(set(symbols.values())) == len(expressions)
-    reports = log.split("Function properties for")[1:]
-    assert len(reports) == len(expressions)
-    state_of = {symbol: "double" if "double" in name else "float" for name, symbol in symbols.items()}
-    for report in reports:
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
-        assert int(re.search(r"Used (\d+) registers", report).group(1)) <= MOST_REGISTERS[state_of[report.split()[0]]]
+    assert_compiles(expressions, architecture)
 
 
 @needs_nvrtc
@@ -186,10 +171,9 @@ def test_without_nvrtc_the_reason_is_said(monkeypatch):
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_the_table_of_arguments_is_the_kernel_s(name):
-    found = re.search(rf"neuron_{name}\(\n(.*?)\) \{{", SOURCE, re.DOTALL)
-    declared = [argument.replace("__restrict__ ", "").split() for argument in found.group(1).split(",")]
-    table = launch.FORWARD if name == "forward" else launch.BACKWARD
-    assert [(words[-1], " ".join(words[:-1])) for words in declared] == list(table)
+    assert_table_is_the_kernel_s(
+        "neuron.cu", f"neuron_{name}", launch.FORWARD if name == "forward" else launch.BACKWARD
+    )
 
 
 def test_constants_and_names_of_python_and_c_agree():
@@ -309,35 +293,18 @@ def host_kernels(compile_for_host):
     """name expression -> the compiled host function, for all that `_everything` launches."""
     wanted = {}
     with pytest.MonkeyPatch.context() as patch:
-        _pretend(patch, lambda plan, device: wanted.setdefault(plan.expression))
+        patch.setattr(launch, "_WIDE_FROM", 1)
+        pretend_cuda(patch, lambda plan, device: wanted.setdefault(plan.expression))
         _everything()
     tables = {e: launch.FORWARD if "neuron_forward" in e else launch.BACKWARD for e in wanted}
     return compile_for_host("neuron.cu", tables)
 
 
-def _pretend(patch, run):
-    """Let the op believe that it runs on CUDA; new memory holds NaN, so that nothing passes by being left over."""
-
-    def empty(shape, dtype, device):
-        return torch.full(tuple(shape), math.nan if dtype.is_floating_point else -1, dtype=dtype, device=device)
-
-    patch.setattr(backend, "choose", lambda device: Choice("cuda"))
-    patch.setattr(memory, "empty", empty)
-    patch.setattr(launch, "_WIDE_FROM", 1)
-    patch.setattr(launch, "run", run)
-
-
 @pytest.fixture
-def on_host(host_kernels, launch_on_host, monkeypatch):
+def on_host(host_kernels, run_on_host, monkeypatch):
     """Launches run here, on the CPU; the list of them."""
-    launched = []
-
-    def run(plan, device):
-        launch_on_host(host_kernels, plan)
-        launched.append(plan)
-
-    _pretend(monkeypatch, run)
-    return launched
+    monkeypatch.setattr(launch, "_WIDE_FROM", 1)
+    return run_on_host(host_kernels)
 
 
 def _close(got, expected, relative):
@@ -483,15 +450,6 @@ def test_a_launch_goes_to_torch_s_stream_and_device(release, tmp_path, monkeypat
 
 
 # --- on a real device ------------------------------------------------------------------------------------------------------------------
-
-WITHOUT_GPU = (
-    "torch sees no CUDA device"
-    if not torch.cuda.is_available()
-    else "cupy is not installed"
-    if importlib.util.find_spec("cupy") is None
-    else compile.why_not()
-)
-on_gpu = pytest.mark.skipif(WITHOUT_GPU is not None, reason=str(WITHOUT_GPU))
 
 
 @pytest.mark.gpu

@@ -3,17 +3,16 @@
 Tests marked `gpu` run them for real; the others pretend that the tensors lie on a CUDA device (conftest.py).
 """
 
-import importlib.util
 import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from cuda_sources import assert_compiles, assert_table_is_the_kernel_s, needs_nvrtc, on_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spiking.cuda_kernels import backend, driven, event_linear_ops, memory, ops, reference
-from spiking.cuda_kernels.backend import Choice
+from spiking.cuda_kernels import backend, driven, event_linear_ops, ops, reference
 from spiking.cuda_kernels.cuda import compile, event, launch
 from spiking.cuda_kernels.reference import Rule
 from torch import nn
@@ -55,24 +54,13 @@ NEURON = list(dict.fromkeys(neuron_expression(rule_of(n), d) for n in RULES for 
 
 # --- compiled without a driver ------------------------------------------------------------------------------------------
 
-needs_nvrtc = pytest.mark.skipif(
-    compile.nvrtc_version() is None, reason="NVRTC was not found (pip install nvidia-cuda-nvrtc)"
-)
-
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 def test_kernels_compile_without_spills_and_within_registers(architecture):
     expressions = [*LINEAR, *(neuron_expression(rule_of(n)) for n in ("lif-subtract", "delay", "cuba", "adaptive"))]
-    code, symbols, log = compile.build(expressions, f"sm_{architecture}", ["--ptxas-options=-v"], "event.cu")
-    assert code[:4] == b"\x7fELF"
-    reports = log.split("Function properties for")[1:]
-    assert len(reports) == len(set(symbols.values())) == len(expressions)
-    names = {symbol: name for name, symbol in symbols.items()}
-    for report in reports:
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
-        most = 80 if names[report.split()[0]].endswith(", 4>") else 64  # six or eight blocks of 128 threads a processor
-        assert int(re.search(r"Used (\d+) registers", report).group(1)) <= most
+    # six or eight blocks of 128 threads a processor
+    assert_compiles(expressions, architecture, "event.cu", lambda expression: 80 if expression.endswith(", 4>") else 64)
 
 
 @needs_nvrtc
@@ -99,9 +87,7 @@ def test_binaries_of_the_two_sources_are_kept_apart(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "table"), [("event_linear", event.LINEAR), ("event_neuron", event.NEURON)])
 def test_the_table_of_arguments_is_the_kernel_s(name, table):
-    found = re.search(rf" {name}\(\n(.*?)\) \{{", SOURCE, re.DOTALL)
-    declared = [argument.replace("__restrict__ ", "").split() for argument in found.group(1).split(",")]
-    assert [(words[-1], " ".join(words[:-1])) for words in declared] == list(table)
+    assert_table_is_the_kernel_s("event.cu", name, table)
 
 
 def test_constants_of_python_and_c_agree():
@@ -120,20 +106,11 @@ def kernels(compile_for_host):
 
 
 @pytest.fixture
-def on_host(kernels, launch_on_host, monkeypatch):
-    """CPU tensors pass for a CUDA device's, and launches run here; the list of them. New memory holds NaN."""
-    launched = []
-
-    def run(plan, device):
-        launch_on_host(kernels, plan)
-        launched.append(plan)
-
+def on_host(kernels, run_on_host, monkeypatch):
+    """CPU tensors pass for a CUDA device's, and launches run here; the list of them."""
     monkeypatch.setattr(event, "here", lambda x: True)
-    monkeypatch.setattr(backend, "choose", lambda device: Choice("cuda"))
-    monkeypatch.setattr(memory, "empty", lambda shape, dtype, device: torch.full(tuple(shape), math.nan, dtype=dtype))
     monkeypatch.setattr(event, "FEWEST_BYTES", 0)
-    monkeypatch.setattr(launch, "run", run)
-    yield launched
+    yield run_on_host(kernels)
     event_linear_ops.release()
 
 
@@ -391,15 +368,6 @@ def test_the_report_says_what_is_dense_on_cuda():
 
 
 # --- on a real device ---------------------------------------------------------------------------------------------------
-
-WITHOUT_GPU = (
-    "torch sees no CUDA device"
-    if not torch.cuda.is_available()
-    else "cupy is not installed"
-    if importlib.util.find_spec("cupy") is None
-    else compile.why_not()
-)
-on_gpu = pytest.mark.skipif(WITHOUT_GPU is not None, reason=str(WITHOUT_GPU))
 
 
 @pytest.mark.gpu

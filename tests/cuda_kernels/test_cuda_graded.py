@@ -1,17 +1,12 @@
 """The CUDA kernels of graded spikes: compiled without a driver, and the same source run on the CPU against the oracle."""
 
-import math
-import re
-from pathlib import Path
-
 import pytest
 import torch
+from cuda_sources import assert_compiles, assert_table_is_the_kernel_s, needs_nvrtc
 from graded_cases import RULES, case, run_op, run_oracle
-from spiking.cuda_kernels import backend, graded_ops, memory, ops
-from spiking.cuda_kernels.backend import Choice
-from spiking.cuda_kernels.cuda import compile, graded, launch
+from spiking.cuda_kernels import graded_ops, ops
+from spiking.cuda_kernels.cuda import compile, graded
 
-SOURCE = (Path(compile.__file__).parent / "graded.cu").read_text()
 TABLES = {
     graded.expression(way, spacing, dtype): table
     for spacing in range(len(graded_ops.SPACINGS))
@@ -19,27 +14,16 @@ TABLES = {
     for way, table in (("forward", graded.FORWARD), ("backward", graded.BACKWARD))
 }
 
-needs_nvrtc = pytest.mark.skipif(
-    compile.nvrtc_version() is None, reason="NVRTC was not found (pip install nvidia-cuda-nvrtc)"
-)
-
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 def test_kernels_compile_without_spills_and_within_registers(architecture):
-    code, symbols, log = compile.build(list(TABLES), f"sm_{architecture}", ["--ptxas-options=-v"], "graded.cu")
-    assert code[:4] == b"\x7fELF"
-    reports = log.split("Function properties for")[1:]
-    assert len(reports) == len(set(symbols.values())) == len(TABLES)
-    for report in reports:
-        assert "0 bytes spill stores, 0 bytes spill loads" in report
+    assert_compiles(list(TABLES), architecture, "graded.cu")
 
 
 @pytest.mark.parametrize(("name", "table"), [("graded_forward", graded.FORWARD), ("graded_backward", graded.BACKWARD)])
 def test_the_table_of_arguments_is_the_kernel_s(name, table):
-    found = re.search(rf" {name}\(\n(.*?)\) \{{", SOURCE, re.DOTALL)
-    declared = [argument.replace("__restrict__ ", "").split() for argument in found.group(1).split(",")]
-    assert [(words[-1], " ".join(words[:-1])) for words in declared] == list(table)
+    assert_table_is_the_kernel_s("graded.cu", name, table)
 
 
 @pytest.fixture(scope="session")
@@ -48,21 +32,8 @@ def kernels(compile_for_host):
 
 
 @pytest.fixture
-def on_host(kernels, launch_on_host, monkeypatch):
-    """Launches run here; new memory holds NaN, so that nothing passes by being left over. The list of launches."""
-    launched = []
-
-    def run(plan, device):
-        launch_on_host(kernels, plan)
-        launched.append(plan)
-
-    def empty(shape, dtype, device):
-        return torch.full(tuple(shape), math.nan, dtype=dtype, device=device)
-
-    monkeypatch.setattr(backend, "choose", lambda device: Choice("cuda"))
-    monkeypatch.setattr(memory, "empty", empty)
-    monkeypatch.setattr(launch, "run", run)
-    return launched
+def on_host(kernels, run_on_host):
+    return run_on_host(kernels)
 
 
 @pytest.mark.parametrize("with_state", [True, False])

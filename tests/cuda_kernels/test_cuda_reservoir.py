@@ -1,44 +1,23 @@
 """CUDA kernel of the reservoir: compiled without a driver, and the same source run on the CPU with the CPU kernel's bits."""
 
-import importlib.util
-import math
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from spiking.cuda_kernels import backend, memory
+from cuda_sources import assert_compiles, assert_table_is_the_kernel_s, needs_nvrtc, on_gpu
 from spiking.cuda_kernels import reservoir_ops as ops
-from spiking.cuda_kernels.backend import Choice
 from spiking.cuda_kernels.cuda import compile, launch, reservoir
 
-SOURCE = (Path(compile.__file__).parent / "reservoir.cu").read_text()
 TABLES = {f"{launch.NAMESPACE}reservoir<{io}>": reservoir.TABLE for io in ("float", "double")}
-
-needs_nvrtc = pytest.mark.skipif(
-    compile.nvrtc_version() is None, reason="NVRTC was not found (pip install nvidia-cuda-nvrtc)"
-)
 
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 def test_the_kernel_compiles_without_spills(architecture):
-    code, symbols, log = compile.build(list(TABLES), f"sm_{architecture}", ["--ptxas-options=-v"], "reservoir.cu")
-    assert code[:4] == b"\x7fELF"
-    reports = log.split("Function properties for")[1:]
-    assert len(reports) == len(set(symbols.values())) == len(TABLES)
-    names = {symbol: name for name, symbol in symbols.items()}
-    for report in reports:
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
-        most = 128 if "double" in names[report.split()[0]] else 96
-        assert int(re.search(r"Used (\d+) registers", report).group(1)) <= most
+    assert_compiles(list(TABLES), architecture, "reservoir.cu")
 
 
 def test_the_table_of_arguments_is_the_kernel_s():
-    found = re.search(r" reservoir\(\n(.*?)\) \{", SOURCE, re.DOTALL)
-    declared = [argument.replace("__restrict__ ", "").split() for argument in found.group(1).split(",")]
-    assert [(words[-1], " ".join(words[:-1])) for words in declared] == list(reservoir.TABLE)
+    assert_table_is_the_kernel_s("reservoir.cu", "reservoir", reservoir.TABLE)
 
 
 def case(T, B, inputs, n, *, graded=False, zeros=0.0, dtype=torch.float32):
@@ -66,22 +45,10 @@ def kernels(compile_for_host):
 
 
 @pytest.fixture
-def on_host(kernels, launch_on_host, monkeypatch):
-    """Launches run here, on weights as they lie on a device; new memory holds NaN, so that nothing passes by being left over."""
-    launched = []
-
-    def launch_here(plan, device):
-        launch_on_host(kernels, plan)
-        launched.append(plan)
-
-    def empty(shape, dtype, device):
-        return torch.full(tuple(shape), math.nan, dtype=dtype, device=device)
-
-    monkeypatch.setattr(backend, "choose", lambda device: Choice("cuda"))
-    monkeypatch.setattr(memory, "empty", empty)
-    monkeypatch.setattr(launch, "run", launch_here)
+def on_host(kernels, run_on_host, monkeypatch):
+    """Launches run here, on weights as they lie on a device."""
     monkeypatch.setattr(ops, "_panels", ops._rows)
-    return launched
+    return run_on_host(kernels)
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 5, 1), (9, 2, 300, 70), (4, 1, 3, 200)])
@@ -109,17 +76,8 @@ def test_the_source_does_not_fire_at_the_threshold(on_host, golden):
     assert torch.equal(found.spikes, spikes)
 
 
-WITHOUT_GPU = (
-    "torch sees no CUDA device"
-    if not torch.cuda.is_available()
-    else "cupy is not installed"
-    if importlib.util.find_spec("cupy") is None
-    else compile.why_not()
-)
-
-
 @pytest.mark.gpu
-@pytest.mark.skipif(WITHOUT_GPU is not None, reason=str(WITHOUT_GPU))
+@on_gpu
 @pytest.mark.parametrize("zeros", [0.0, 0.9])
 @pytest.mark.parametrize("graded", [False, True])
 def test_a_device_gives_the_bits_of_the_cpu(graded, zeros):

@@ -1,17 +1,11 @@
 """The CUDA kernels of WKV: compiled without a driver, and the same source run on the CPU against the oracle."""
 
-import importlib.util
-import math
-import re
-from pathlib import Path
-
 import pytest
 import torch
-from spiking.cuda_kernels import backend, memory, ops, reference, wkv_ops
-from spiking.cuda_kernels.backend import Choice
+from cuda_sources import assert_compiles, assert_table_is_the_kernel_s, needs_nvrtc, on_gpu
+from spiking.cuda_kernels import ops, reference, wkv_ops
 from spiking.cuda_kernels.cuda import compile, launch, wkv
 
-SOURCE = (Path(compile.__file__).parent / "wkv.cu").read_text()
 TABLES = {
     f"{launch.NAMESPACE}wkv_{way}<{io}>": table
     for io in wkv._IO
@@ -19,30 +13,16 @@ TABLES = {
 }
 SHAPES = [(1, 1, 1), (16, 2, 33), (37, 3, 50), (50, 1, 129)]
 
-needs_nvrtc = pytest.mark.skipif(
-    compile.nvrtc_version() is None, reason="NVRTC was not found (pip install nvidia-cuda-nvrtc)"
-)
-
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 def test_kernels_compile_without_spills_and_within_registers(architecture):
-    code, symbols, log = compile.build(list(TABLES), f"sm_{architecture}", ["--ptxas-options=-v"], "wkv.cu")
-    assert code[:4] == b"\x7fELF"
-    reports = log.split("Function properties for")[1:]
-    assert len(reports) == len(set(symbols.values())) == len(TABLES)
-    names = {symbol: name for name, symbol in symbols.items()}
-    for report in reports:
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
-        most = 128 if "double" in names[report.split()[0]] else 96
-        assert int(re.search(r"Used (\d+) registers", report).group(1)) <= most
+    assert_compiles(list(TABLES), architecture, "wkv.cu")
 
 
 @pytest.mark.parametrize(("name", "table"), [("wkv_forward", wkv.FORWARD), ("wkv_backward", wkv.BACKWARD)])
 def test_the_table_of_arguments_is_the_kernel_s(name, table):
-    found = re.search(rf" {name}\(\n(.*?)\) \{{", SOURCE, re.DOTALL)
-    declared = [argument.replace("__restrict__ ", "").split() for argument in found.group(1).split(",")]
-    assert [(words[-1], " ".join(words[:-1])) for words in declared] == list(table)
+    assert_table_is_the_kernel_s("wkv.cu", name, table)
 
 
 @pytest.fixture(scope="session")
@@ -51,21 +31,8 @@ def kernels(compile_for_host):
 
 
 @pytest.fixture
-def on_host(kernels, launch_on_host, monkeypatch):
-    """Launches run here; new memory holds NaN, so that nothing passes by being left over. The list of launches."""
-    launched = []
-
-    def run(plan, device):
-        launch_on_host(kernels, plan)
-        launched.append(plan)
-
-    def empty(shape, dtype, device):
-        return torch.full(tuple(shape), math.nan, dtype=dtype, device=device)
-
-    monkeypatch.setattr(backend, "choose", lambda device: Choice("cuda"))
-    monkeypatch.setattr(memory, "empty", empty)
-    monkeypatch.setattr(launch, "run", run)
-    return launched
+def on_host(kernels, run_on_host):
+    return run_on_host(kernels)
 
 
 def _case(shape, dtype, with_state, device="cpu"):
@@ -111,17 +78,8 @@ def test_no_channels_launch_nothing(on_host):
     assert on_host == []
 
 
-WITHOUT_GPU = (
-    "torch sees no CUDA device"
-    if not torch.cuda.is_available()
-    else "cupy is not installed"
-    if importlib.util.find_spec("cupy") is None
-    else compile.why_not()
-)
-
-
 @pytest.mark.gpu
-@pytest.mark.skipif(WITHOUT_GPU is not None, reason=str(WITHOUT_GPU))
+@on_gpu
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 2, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_a_device_gives_the_numbers_of_the_cpu(dtype, shape):
