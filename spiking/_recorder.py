@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from os import PathLike
 from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class LiveTrace(EventTrace):
     def begin(cls, trace: EventTrace, catch_up: Callable[[], None]) -> None:
         """Make a trace live, and `catch_up` the way to what waits."""
         trace.__class__ = cls
-        trace._catch_up = catch_up  # type: ignore[attr-defined]
+        cast(LiveTrace, trace)._catch_up = catch_up
 
     @property
     def layers(self) -> list[LayerTrace]:  # type: ignore[override]

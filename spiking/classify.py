@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,18 +21,18 @@ from spiking import hw_models, layer, plot
 from spiking.engine import Readout
 from spiking.errors import SpikingError
 from spiking.neuron import LIF
-from spiking.split import Proportion
+from spiking.split import Proportion, proportion
 from spiking.trace import record
-from spiking.training import Batches, Evaluation, Objective
+from spiking.training import Batches, Evaluation, Objective, Trainer
 
 __all__ = [
     "Classifier",
-    "best_epoch",
     "check_fields",
     "facts",
     "finish",
     "integrate",
     "objective",
+    "train_and_test",
     "write_json",
 ]
 
@@ -133,7 +134,44 @@ def facts(recipe: Any, description: str, simulated: bool) -> dict[str, Any]:
     }
 
 
-def best_epoch(history: list[dict[str, Any]]) -> int:
+def train_and_test(
+    trainer: Trainer,
+    train: Batches,
+    held_out: Batches,
+    test: Batches,
+    baseline: Callable[[], np.ndarray],
+    resume: bool,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Train, choose the epoch on `held_out` (empty: take the last) and test once -> scores of the test, and the figures of both.
+
+    `baseline()` gives the test predictions of a linear classifier. `resume` goes on with the trainer's checkpoint, if there is one.
+    """
+    began = time.perf_counter()
+    path = trainer.checkpoint_path  # none yet where the run was stopped before its first
+    history = trainer.fit(
+        train, held_out if len(held_out) else None, resume=resume and path is not None and path.exists()
+    )
+    trained = time.perf_counter()
+    found = trainer.evaluate(test)
+
+    def share(predictions: np.ndarray) -> dict[str, Any]:
+        return proportion(int((predictions == found.labels).sum()), len(test))._asdict()
+
+    return found, {
+        "n_train": len(train),
+        "n_validation": len(held_out),
+        "n_test": len(test),
+        "accuracy": share(found.predictions),
+        "linear_baseline": share(baseline()),
+        "firing_rates": found.rates,
+        "test_loss": found.loss,
+        "best_epoch": _best_epoch(history),
+        "warnings": trainer.warnings,
+        "seconds_training": round(trained - began, 1),
+    }
+
+
+def _best_epoch(history: list[dict[str, Any]]) -> int:
     """The epoch whose weights a trained model ends with: the best on validation, or the last."""
     if "validation_accuracy" not in history[-1]:
         return int(history[-1]["epoch"])

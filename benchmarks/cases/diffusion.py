@@ -67,7 +67,8 @@ def network(name: str, net: SpikingUNet) -> SpikingUNet:
 
 def _plain(layer: Any) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
-        made: Any = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)  # type: ignore[arg-type]
+        shape: Any = (layer.kernel_size, layer.stride, layer.padding)
+        made: Any = nn.Conv2d(layer.in_channels, layer.out_channels, *shape)
     else:
         made = nn.BatchNorm2d(layer.num_features)
     made.load_state_dict(layer.state_dict())

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
+from spiking.classify import check_fields
 from spiking.errors import SpikingError
 
-__all__ = ["DiffusionConfig", "UNetConfig", "check"]
-
-
-def check(config: Any, choices: dict[str, tuple[str, ...]], ranges: dict[str, tuple[float, float]]) -> None:
-    """Raise SpikingError naming the field that is no choice, or out of range."""
-    kind = type(config).__name__
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise SpikingError(f'{kind}.{name}: got "{getattr(config, name)}"; expected {" or ".join(allowed)}.')
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not (low <= value <= high and math.isfinite(value)):
-            above = f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
-            raise SpikingError(f"{kind}.{name}: got {value}; expected {above}.")
+__all__ = ["DiffusionConfig", "UNetConfig"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +36,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))  # a list, from JSON
-        check(
+        check_fields(
             self,
             {"readout": ("exp", "mean")},
             {
@@ -91,7 +78,7 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if isinstance(self.unet, dict):  # from JSON
             object.__setattr__(self, "unet", UNetConfig(**self.unet))
-        check(
+        check_fields(
             self,
             {"schedule": ("linear", "cosine"), "prediction": ("eps", "x0", "v")},
             {"beta_first": (1e-12, 0.999), "beta_last": (1e-12, 0.999)},

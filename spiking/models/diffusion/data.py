@@ -76,8 +76,8 @@ class FileImages:
 
     def __init__(self, files: list[Path], side: int = 0, crop: int = 0) -> None:
         self.files, self.side, self.crop = files, side, crop
-        first = self._one(files[0])
-        self.shape: tuple[int, int, int] = first.shape  # type: ignore[assignment]
+        channels, height, width = self._one(files[0]).shape
+        self.shape: tuple[int, int, int] = channels, height, width
 
     def __len__(self) -> int:
         return len(self.files)

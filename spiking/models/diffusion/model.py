@@ -204,8 +204,10 @@ class SpikingDiffusion(
             "sampler": sampler, "steps": steps, "calls": len(path) - 1, "eta": eta, "seed": seed, "guidance": guidance, "compat": compat,
             "threshold": "by step" if callable(threshold) else threshold,
         }  # fmt: skip
-        joined = [(t, *(torch.cat(part) for part in zip(*parts))) for t, parts in trajectory.items()]
-        return Samples(torch.cat(images), made, joined)  # type: ignore[arg-type]
+        joined = [
+            (t, torch.cat([x for x, _ in pairs]), torch.cat([x0 for _, x0 in pairs])) for t, pairs in trajectory.items()
+        ]
+        return Samples(torch.cat(images), made, joined)
 
     @torch.no_grad()
     def sample_with(self, scheduler: Any, n: int, side: int, steps: int = 50, seed: int = 0) -> Tensor:

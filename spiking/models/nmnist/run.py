@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from spiking.classify import best_epoch, facts, finish, objective, write_json
+from spiking.classify import facts, finish, objective, train_and_test, write_json
 from spiking.errors import SpikingError
 from spiking.models.nmnist import baseline
 from spiking.models.nmnist.config import Recipe
@@ -74,29 +74,14 @@ def train(
     everything, test = batches(recipe, recordings.train), batches(recipe, recordings.test)
     model = build(recipe)
     trainer = Trainer(model, objective(recipe.label_smoothing), recipe.train, out, display)
-    path = trainer.checkpoint_path  # none yet where the run was stopped before its first
-    history = trainer.fit(
-        everything.subset(train_part),
-        everything.subset(held_out) if len(held_out) else None,
-        resume=resume and path is not None and path.exists(),
-    )
-    trained = time.perf_counter()
-    found = trainer.evaluate(test)
-    few = [baseline.counts(e, recipe.frames.time_bins, recipe.frames.window_us) for e in recordings[:2]]
-    right = baseline.logistic_regression(few[0], recordings.train.labels, few[1]) == np.asarray(recordings.test.labels)
-    metrics: dict[str, Any] = {
-        **facts(recipe, recordings.description, recordings.simulated),
-        "n_train": len(train_part),
-        "n_validation": len(held_out),
-        "n_test": len(test),
-        "accuracy": proportion(int((found.predictions == found.labels).sum()), len(test))._asdict(),
-        "linear_baseline": proportion(int(right.sum()), len(test))._asdict(),
-        "firing_rates": found.rates,
-        "test_loss": found.loss,
-        "best_epoch": best_epoch(history),
-        "warnings": trainer.warnings,
-        "seconds_training": round(trained - began, 1),
-    }
+
+    def linear() -> np.ndarray:
+        few = [baseline.counts(e, recipe.frames.time_bins, recipe.frames.window_us) for e in recordings[:2]]
+        return baseline.logistic_regression(few[0], recordings.train.labels, few[1])
+
+    parts = everything.subset(train_part), everything.subset(held_out), test
+    found, figures = train_and_test(trainer, *parts, linear, resume)
+    metrics = {**facts(recipe, recordings.description, recordings.simulated), **figures}
     finish(model, found, test, out, metrics, "N-MNIST")
     metrics["seconds"] = round(time.perf_counter() - began, 1)
     write_json(out / "metrics.json", metrics)

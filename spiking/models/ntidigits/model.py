@@ -1,6 +1,7 @@
 """The network for spoken digits: frames [T, B, channels] in, output spikes [T, B, classes] out."""
 
 from collections import OrderedDict
+from typing import cast
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW, delays learning faster than weights and without decay."""
     named = [*model.named_parameters()]
     delays = [p for name, p in named if name.endswith("delay")]
-    own: NTIDIGITSConfig = model.config  # type: ignore[assignment]
+    own = cast(NTIDIGITSConfig, model.config)
     groups = [
         {"params": [p for name, p in named if not name.endswith("delay")], "weight_decay": config.weight_decay},
         {"params": delays, "weight_decay": 0.0, "lr_scale": own.delay_lr},

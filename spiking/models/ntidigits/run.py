@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from spiking.classify import best_epoch, facts, finish, objective, write_json
+from spiking.classify import facts, finish, objective, train_and_test, write_json
 from spiking.errors import SpikingError
 from spiking.models.ntidigits.config import Recipe
 from spiking.models.ntidigits.data import SoundBatches
 from spiking.models.ntidigits.model import NTIDIGITSNet, optimizer
 from spiking.progress import Display
-from spiking.split import proportion
 from spiking.training import Trainer, seed_for
 
 BASELINE_BINS = 5  # of the linear classifier beside the network
@@ -89,29 +88,10 @@ def train(
     test = SoundBatches(recordings.test, recipe.frames)
     model = build(recipe, len(training))
     trainer = Trainer(model, objective(recipe.label_smoothing), recipe.train, out, display, optimizer=optimizer)
-    path = trainer.checkpoint_path  # none yet where the run was stopped before its first
-    history = trainer.fit(
-        everything.subset(training),
-        everything.subset(held_out) if len(held_out) else None,
-        resume=resume and path is not None and path.exists(),
-    )
-    trained = time.perf_counter()
-    found = trainer.evaluate(test)
-    baseline = linear_baseline(recordings)
-    metrics: dict[str, Any] = {
-        **facts(recipe, recordings.description, recordings.simulated),
-        "told": list(recordings.told),
-        "n_train": len(training),
-        "n_validation": len(held_out),
-        "n_test": len(test),
-        "accuracy": proportion(int((found.predictions == found.labels).sum()), len(test))._asdict(),
-        "linear_baseline": proportion(int((baseline == found.labels).sum()), len(test))._asdict(),
-        "firing_rates": found.rates,
-        "test_loss": found.loss,
-        "best_epoch": best_epoch(history),
-        "warnings": trainer.warnings,
-        "seconds_training": round(trained - began, 1),
-    }
+    parts = everything.subset(training), everything.subset(held_out), test
+    found, figures = train_and_test(trainer, *parts, lambda: linear_baseline(recordings), resume)
+    told = {"told": list(recordings.told)}
+    metrics = {**facts(recipe, recordings.description, recordings.simulated), **told, **figures}
     finish(model, found, test, out, metrics, task(recordings), recordings.test.classes)
     metrics["seconds"] = round(time.perf_counter() - began, 1)
     write_json(out / "metrics.json", metrics)
